@@ -1,0 +1,1 @@
+"""Hardware blocks: one folder each with config, rtl, golden and cycles."""

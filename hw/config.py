@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""The chip as one nested configuration, and the named presets that RTL, model and report share."""
+
+from dataclasses import dataclass, field
+
+from hw.topk.config import TopKConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChipConfig:
+    """Resources of the attention core (SpAtten Table I)."""
+
+    name: str
+    """Preset name, or any name for a chip of your own."""
+    clock_hz: float = 1e9
+    n_multipliers: int = 512
+    """Multipliers of one array, operands ``onchip_bits`` wide; there are two arrays (QK and PV)."""
+    onchip_bits: int = 12
+    """Width of an operand on the chip, bits."""
+    kv_sram_bytes: int = 196_608
+    """Size of the key SRAM and of the value SRAM, each, both halves of its double buffer together, bytes."""
+    n_dram_channels: int = 16
+    dram_bytes_per_cycle: int = 32
+    """Peak of one DRAM channel, bytes per core cycle."""
+    dram_latency_cycles: int = 45
+    """Unloaded read latency, core cycles."""
+    softmax_lanes: int = 8
+    """Exponentials, and divisions, per cycle."""
+    topk: TopKConfig = field(default_factory=TopKConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("clock_hz", "n_multipliers", "kv_sram_bytes", "n_dram_channels",
+                     "dram_bytes_per_cycle", "softmax_lanes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.dram_latency_cycles < 0:
+            raise ValueError(f"dram_latency_cycles must not be negative, not {self.dram_latency_cycles}")
+
+    @property
+    def peak_bytes_per_cycle(self) -> int:
+        """DRAM peak over all channels, bytes per core cycle."""
+        return self.n_dram_channels * self.dram_bytes_per_cycle
+
+
+PRESETS: dict[str, ChipConfig] = {
+    chip.name: chip
+    for chip in (
+        ChipConfig(name="paper"),
+        ChipConfig(name="paper_eighth", n_multipliers=64, kv_sram_bytes=24_576, n_dram_channels=2),
+        ChipConfig(name="plus"),
+        ChipConfig(name="edge", clock_hz=1e8, n_multipliers=32, kv_sram_bytes=24_576, n_dram_channels=1,
+                   dram_bytes_per_cycle=8, softmax_lanes=2, topk=TopKConfig(lanes=4)),
+        ChipConfig(name="tiny", n_multipliers=16, kv_sram_bytes=6_144, n_dram_channels=1,
+                   dram_bytes_per_cycle=8, softmax_lanes=1, topk=TopKConfig(lanes=4, element_bits=12)),
+    )
+}
+
+
+def preset(name: str) -> ChipConfig:
+    """The preset called ``name``; ValueError naming the known ones otherwise."""
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+    return PRESETS[name]

@@ -1,0 +1,1 @@
+"""Reusable stream parts: FIFO, skid buffer, width change, packer."""

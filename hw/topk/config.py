@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""Shape and pipeline of the top-k engine; RTL, golden model and cycle model all read it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopKConfig:
+    """One built top-k engine; ``n`` and ``k`` are run-time values up to the built maximum."""
+
+    lanes: int = 16
+    """P: elements compared per cycle; a power of two in 1..32."""
+    n_max: int = 1024
+    """Largest request, elements; a power of two in max(lanes, 2)..65,536."""
+    element_bits: int = 24
+    """Width of one unsigned element, bits; 8..32."""
+
+    def __post_init__(self) -> None:
+        if self.lanes not in (1, 2, 4, 8, 16, 32):
+            raise ValueError(f"lanes must be a power of two in 1..32, not {self.lanes}")
+        if not (max(self.lanes, 2) <= self.n_max <= 65_536 and self.n_max & (self.n_max - 1) == 0):
+            raise ValueError(
+                f"n_max must be a power of two in {max(self.lanes, 2)}..65536, not {self.n_max}"
+            )
+        if not 8 <= self.element_bits <= 32:
+            raise ValueError(f"element_bits must be in 8..32, not {self.element_bits}")
+
+    @property
+    def index_bits(self) -> int:
+        """Width of an element's position, bits."""
+        return (self.n_max - 1).bit_length()
+
+    @property
+    def count_bits(self) -> int:
+        """Width of ``n``, ``k`` and every count of elements, bits (n_max itself must fit)."""
+        return self.n_max.bit_length()
+
+    @property
+    def max_lines(self) -> int:
+        """Lines of ``lanes`` elements that the buffer and each FIFO hold."""
+        return self.n_max // self.lanes

@@ -1,0 +1,1 @@
+"""The chip as numbers: workloads, cycles, memory traffic, energy, baselines."""
