@@ -29,8 +29,14 @@ class ChipConfig:
     topk: TopKConfig = field(default_factory=TopKConfig)
 
     def __post_init__(self) -> None:
-        for name in ("clock_hz", "n_multipliers", "kv_sram_bytes", "n_dram_channels",
-                     "dram_bytes_per_cycle", "softmax_lanes"):
+        for name in (
+            "clock_hz",
+            "n_multipliers",
+            "kv_sram_bytes",
+            "n_dram_channels",
+            "dram_bytes_per_cycle",
+            "softmax_lanes",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.dram_latency_cycles < 0:
@@ -48,10 +54,25 @@ PRESETS: dict[str, ChipConfig] = {
         ChipConfig(name="paper"),
         ChipConfig(name="paper_eighth", n_multipliers=64, kv_sram_bytes=24_576, n_dram_channels=2),
         ChipConfig(name="plus"),
-        ChipConfig(name="edge", clock_hz=1e8, n_multipliers=32, kv_sram_bytes=24_576, n_dram_channels=1,
-                   dram_bytes_per_cycle=8, softmax_lanes=2, topk=TopKConfig(lanes=4)),
-        ChipConfig(name="tiny", n_multipliers=16, kv_sram_bytes=6_144, n_dram_channels=1,
-                   dram_bytes_per_cycle=8, softmax_lanes=1, topk=TopKConfig(lanes=4, element_bits=12)),
+        ChipConfig(
+            name="edge",
+            clock_hz=1e8,
+            n_multipliers=32,
+            kv_sram_bytes=24_576,
+            n_dram_channels=1,
+            dram_bytes_per_cycle=8,
+            softmax_lanes=2,
+            topk=TopKConfig(lanes=4),
+        ),
+        ChipConfig(
+            name="tiny",
+            n_multipliers=16,
+            kv_sram_bytes=6_144,
+            n_dram_channels=1,
+            dram_bytes_per_cycle=8,
+            softmax_lanes=1,
+            topk=TopKConfig(lanes=4, element_bits=12),
+        ),
     )
 }
 

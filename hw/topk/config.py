@@ -3,6 +3,19 @@
 
 from dataclasses import dataclass
 
+LFSR_BITS = 16
+LFSR_TAPS = (15, 14, 12, 3)
+"""Bits whose parity is shifted in: x^16 + x^15 + x^13 + x^4 + 1, period 65,535."""
+
+FILTER_LATENCY_CYCLES = 4
+"""Line read by the filter to its elements on the output: read, compare, zero eliminator, output register."""
+
+PART_LATENCY_CYCLES = 3
+"""Line compared to its elements at the head of FIFO_L or FIFO_R: compare, zero eliminator, FIFO."""
+
+DECIDE_CYCLES = 1
+"""Between the last line of a pass and the first of the next."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopKConfig:
@@ -19,9 +32,7 @@ class TopKConfig:
         if self.lanes not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"lanes must be a power of two in 1..32, not {self.lanes}")
         if not (max(self.lanes, 2) <= self.n_max <= 65_536 and self.n_max & (self.n_max - 1) == 0):
-            raise ValueError(
-                f"n_max must be a power of two in {max(self.lanes, 2)}..65536, not {self.n_max}"
-            )
+            raise ValueError(f"n_max must be a power of two in {max(self.lanes, 2)}..65536, not {self.n_max}")
         if not 8 <= self.element_bits <= 32:
             raise ValueError(f"element_bits must be in 8..32, not {self.element_bits}")
 
@@ -29,6 +40,11 @@ class TopKConfig:
     def index_bits(self) -> int:
         """Width of an element's position, bits."""
         return (self.n_max - 1).bit_length()
+
+    @property
+    def lane_bits(self) -> int:
+        """log2 P."""
+        return (self.lanes - 1).bit_length()
 
     @property
     def count_bits(self) -> int:

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""Bit-exact models of the stream parts: integers in, integers out. FIFO and skid buffer are the identity."""
+
+import torch
+
+from .config import PackerConfig, WidthChangeConfig
+
+
+def change_width(beats: torch.Tensor, config: WidthChangeConfig) -> torch.Tensor:
+    """Regroup int64[n_beats, lanes_in] to int64[m_beats, lanes_out]; a rest that fills no beat stays inside."""
+    elements = beats.reshape(-1)
+    n_whole = elements.numel() // config.lanes_out * config.lanes_out
+    return elements[:n_whole].reshape(-1, config.lanes_out)
+
+
+def pack(
+    data: torch.Tensor, count: torch.Tensor, last: torch.Tensor, config: PackerConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Join the first ``count`` elements of each beat into full beats, list by list.
+
+    Parameters
+    ----------
+    data : int64[n_beats, lanes]
+    count : int64[n_beats], 0..lanes
+    last : int64[n_beats], 1 at the end of each list (the final beat must end one)
+
+    Returns
+    -------
+    data, count, last of the output beats; lanes at and above ``count`` are 0
+    """
+    out_data, out_count, out_last = [], [], []
+    start = 0
+    for end in (torch.nonzero(last).flatten() + 1).tolist():
+        kept = [data[beat, : int(count[beat])] for beat in range(start, end)]
+        elements = torch.cat(kept)
+        n_beats = max(1, -(-elements.numel() // config.lanes))
+        padded = torch.zeros(n_beats * config.lanes, dtype=torch.int64)
+        padded[: elements.numel()] = elements
+        out_data.append(padded.reshape(n_beats, config.lanes))
+        counts = torch.full((n_beats,), config.lanes)
+        counts[-1] = elements.numel() - (n_beats - 1) * config.lanes
+        out_count.append(counts)
+        out_last.append(torch.arange(n_beats) == n_beats - 1)
+        start = end
+    return torch.cat(out_data), torch.cat(out_count), torch.cat(out_last).to(torch.int64)
