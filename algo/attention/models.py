@@ -3,13 +3,15 @@
 
 transformers lets a function replace the attention of any of its models (``AttentionInterface``), and passes
 unknown keyword arguments of the model's call down to every layer. Two hooks suffice: a function that
-computes the attention, and a pre-hook on each layer that drops the rows of pruned tokens.
+computes the attention, and a pre-hook on each layer that drops the rows of pruned tokens. Their rows in the
+model's output are zeros.
 """
 
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from algo.attention.cascade import Cascade, ModelShape
+from algo.attention.cascade import Attention
+from algo.attention.record import ModelShape
 
 ATTENTION = "quartet_cascade"
 
@@ -59,7 +62,7 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    cascade: Cascade | None = None,
+    cascade: Attention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function registered with transformers; returns float[B, n, H, D] and no weights."""
@@ -75,16 +78,22 @@ AttentionInterface.register(ATTENTION, _attention)
 
 def _drop_pruned_rows(layer: int) -> Callable[..., tuple[tuple, dict]]:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        cascade: Cascade | None = kwargs.get("cascade")
+        cascade: Attention | None = kwargs.get("cascade")
         if cascade is None:
             return args, kwargs
-        args = (cascade.enter(layer, args[0]), *args[1:])
         rotary = kwargs.get("position_embeddings")
-        if rotary is not None:  # cos and sin of all rows of the pass, [1, n, D]: keep original positions
-            kwargs["position_embeddings"] = tuple(x[0][cascade.rows - cascade.row_offset] for x in rotary)
-        return args, kwargs
+        hidden = cascade.enter(layer, args[0])  # [B, n, hidden]
+        if rotary is not None:
+            kwargs["position_embeddings"] = tuple(cascade.rotate(x) for x in rotary)
+        return (hidden, *args[1:]), kwargs
 
     return hook
+
+
+def _restore_rows(module: nn.Module, args: tuple, kwargs: dict, hidden: Tensor) -> Tensor:
+    """After the last layer: GPT-2 reshapes its output to the shape of its input."""
+    cascade: Attention | None = kwargs.get("cascade")
+    return hidden if cascade is None else cascade.leave(hidden)
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -99,8 +108,10 @@ def adapt(model: PreTrainedModel) -> ModelShape:
     """Make ``model`` take ``cascade=``, in place; returns its attention geometry."""
     family, config = family_of(model), model.config
     model.set_attn_implementation(ATTENTION)
-    for index, layer in enumerate(family.layers(model.base_model)):
+    layers = family.layers(model.base_model)
+    for index, layer in enumerate(layers):
         layer.register_forward_pre_hook(_drop_pruned_rows(index), with_kwargs=True)
+    layers[-1].register_forward_hook(_restore_rows, with_kwargs=True)
     n_heads = config.num_attention_heads
     return ModelShape(
         n_layers=config.num_hidden_layers,
@@ -155,13 +166,21 @@ def check_family(folder: Path, causal: bool) -> None:
 def load_pretrained(folder: Path, causal: bool, dtype: torch.dtype) -> PreTrainedModel:
     """The weights of a folder, in evaluation mode; nothing is downloaded and nothing unpickled."""
     auto, extra = (AutoModelForCausalLM, {}) if causal else (AutoModel, {"add_pooling_layer": False})
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # an encoder without its pooler is what we want
-    try:
-        return auto.from_pretrained(
+    with quiet_transformers():  # an encoder without its pooler is what we want
+        model = auto.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, **extra
-        ).eval()
+        )
+    return model.eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no remarks from transformers; errors still raise."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
 

@@ -152,9 +152,12 @@ class CascadeSettings:
         reference = self.reference_tokens or n_tokens
         return [floor_count(ratio, reference) for ratio in self.token_ratios(n_layers)]
 
-    def value_counts(self, n_layers: int, n_tokens: int) -> list[int]:
-        """Values of every layer, per head and query: :func:`floor_count` of the nominal keys."""
-        return [floor_count(self.value_keep, n) for n in self.token_counts(n_layers, n_tokens)]
+    def value_counts(self, n_layers: int, n_tokens: int, pruned: bool = True) -> list[int]:
+        """Values of every layer, per head and query: a share of the nominal keys (if ``pruned``)."""
+        keys = self.token_counts(n_layers, n_tokens)
+        if not pruned:
+            keys = [self.reference_tokens or n_tokens] * n_layers
+        return [floor_count(self.value_keep, n) for n in keys]
 
     def heads_per_layer(self, n_layers: int, n_heads: int) -> list[int]:
         """Heads of every layer; the linear schedule rounds to the nearest head, halves up.
@@ -231,5 +234,5 @@ RELEASED = {
     ),
 }
 """Settings recovered from the two pruned workload traces of the repository mit-han-lab/spatten (commit
-a0f1388, ``gpt2-small/wikitext2`` and ``gpt2-medium/wikitext2``). Differences: Q is 12 bits, the width on chip,
+a0f1388, ``gpt2-small/wikitext2`` and ``gpt2-medium/wikitext2``). Differences: Q has the on-chip 12 bits
 where the traces say 16, and the factor of the importance rescale is ours."""
