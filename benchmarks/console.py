@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""What ``quartet bench`` shows: a progress bar on stderr, tables or JSON on stdout."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks import summary
+from benchmarks.paper import PAPER_EAGER, fig14
+from benchmarks.runner import Outcome
+from sim.baselines import ROOFLINE, platforms
+from sim.result import BenchmarkResult
+
+TABLE_WIDTH = 130
+"""Columns that the tables need; used where stdout is no terminal, or a narrower one."""
+
+
+@contextmanager
+def progress(n_total: int) -> Iterator[Callable[[Outcome], None]]:
+    """A bar on stderr where that is a terminal; yields the function to call when a benchmark ends."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("benchmarks", total=n_total)
+
+        def on_done(outcome: Outcome) -> None:
+            bar.update(task, advance=1, description=outcome.benchmark)
+
+        yield on_done
+
+
+def print_bench(results: Sequence[BenchmarkResult], *, as_json: bool) -> None:
+    """The rows, and the means beside the paper's, on stdout."""
+    if as_json:
+        print(json.dumps([summary.row(result) for result in results], indent=1))
+        return
+    if not results:
+        return
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(_run_table(results))
+    console.print(_speedup_table(results))
+    comparisons = summary.headline_comparisons(results) + summary.speedup_comparisons(results)
+    console.print(_comparison_table([*comparisons, *summary.energy_comparisons(results)]))
+    console.print(f"ours: {summary.status(results)}.")
+    console.print(f"eager: {PAPER_EAGER}. Its absolute time is known for GPT-2-Medium only.")
+    console.print("roofline: the least time the platform's peaks allow; not the paper's baseline.")
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for name in left:
+        table.add_column(name, no_wrap=True, vertical="bottom")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
+    return table
+
+
+def _run_table(results: Sequence[BenchmarkResult]) -> Table:
+    title = f"On the chip '{results[0].pruned.chip}' (simulated)"
+    names = (
+        "cycles",
+        "latency\nus",
+        "TFLOPS",
+        "of peak\n%",
+        "energy\nuJ",
+        "DRAM x\nfp32",
+        "DRAM x\n12 bit",
+        "ops x",
+    )
+    table = _table(title, ("benchmark", "workload"), names)
+    for result in results:
+        pruned = result.pruned
+        table.add_row(
+            result.benchmark,
+            result.workload_status,
+            f"{pruned.run.total_cycles:.0f}",
+            f"{pruned.latency_s * 1e6:.2f}",
+            f"{pruned.flops_per_s * 1e-12:.3f}",
+            f"{pruned.utilisation * 100:.1f}",
+            f"{pruned.total_energy_pj * 1e-6:.1f}",
+            f"{result.dram_reduction_fp32:.1f}",
+            f"{result.dram_reduction_onchip:.1f}",
+            f"{result.computation_reduction:.1f}",
+        )
+    return table
+
+
+def _speedup_table(results: Sequence[BenchmarkResult]) -> Table:
+    names = [
+        f"{machine.short}\n{column}"
+        for machine in platforms().values()
+        for column in ("paper\neager", "ours\neager", "ours\nroofline")
+    ]
+    table = _table("Speed-up by baseline, x (paper: quoted from Fig. 14)", ("benchmark",), names)
+    for result in results:
+        cells = []
+        for name in platforms():
+            quoted = fig14()[result.benchmark].speedup[name]
+            ours = (result.speedup(name, PAPER_EAGER), result.speedup(name, ROOFLINE))
+            cells += [f"{quoted:,.0f}", *map(summary.significant, ours)]
+        table.add_row(result.benchmark, *cells)
+    return table
+
+
+def _comparison_table(rows: Sequence[summary.Comparison]) -> Table:
+    table = _table("Means beside the paper's", ("quantity",), ("paper", "ours", "ours / paper", "unit"))
+    for row in rows:
+        numbers = (summary.significant(value) for value in (row.paper, row.ours, row.ratio))
+        table.add_row(row.label, *numbers, row.unit)
+    return table

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: MIT
+"""What the attention core has to do: every layer of every pass, after pruning, with its bit widths."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.records import reject_negative
+
+UNPRUNED_TOKEN_LAYERS = 0.15
+"""Share of the layers, from the front, in which no token is pruned (SpAtten section III-A)."""
+UNPRUNED_HEAD_LAYERS = 0.30
+"""Share of the layers, from the front, in which no head is pruned (SpAtten section III-B)."""
+ONCHIP_BITS = 12
+"""Operand width of the published arrays; a dense run fetches K and V at this width."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPass:
+    """One layer in one pass over the model; all its heads have the same shape.
+
+    A pass is the whole sentence (summarisation, ``n_queries`` > 1) or one generated token.
+    """
+
+    token: int
+    """Number of the pass: 0 for a summarisation, 0.. for generated tokens."""
+    layer: int
+    n_heads: int
+    """Heads that survived head pruning."""
+    n_queries: int
+    n_context: int
+    """Tokens whose K and V lie in DRAM, kept or not."""
+    n_keys: int
+    """Tokens kept by token pruning: K rows read per head."""
+    n_values: int
+    """V rows used per query after local value pruning."""
+    lsb_fraction: float = 0.0
+    """Share of the heads whose least significant bits are fetched and whose scores are recomputed."""
+    token_topk: int = 0
+    """Tokens kept by the selection at the end of this layer; 0: no selection."""
+    token_candidates: int = 0
+    """Tokens that this selection chooses from: the kept ones, or the whole context for the next token."""
+    head_topk: int = 0
+    """Heads kept by the selection at the end of this layer; 0: no selection."""
+
+    def __post_init__(self) -> None:
+        reject_negative(self)
+        for name in ("n_heads", "n_queries", "n_values"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.n_values <= self.n_keys <= self.n_context:
+            raise ValueError(
+                "n_values <= n_keys <= n_context must hold, not "
+                f"{self.n_values}, {self.n_keys}, {self.n_context}"
+            )
+        if not self.token_topk <= self.token_candidates <= self.n_context:
+            raise ValueError(
+                "token_topk <= token_candidates <= n_context must hold, not "
+                f"{self.token_topk}, {self.token_candidates}, {self.n_context}"
+            )
+        if self.head_topk > self.n_heads:
+            raise ValueError(f"head_topk must be at most n_heads = {self.n_heads}, not {self.head_topk}")
+        if self.lsb_fraction > 1:
+            raise ValueError(f"lsb_fraction must be in 0..1, not {self.lsb_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """The attention of one model over one input; ``passes`` run one after the other."""
+
+    name: str
+    head_dim: int
+    """D, elements of a query, key or value of one head."""
+    query_bits: int
+    key_bits: int
+    """Width of the K plane that is always read (the MSBs), bits."""
+    key_lsb_bits: int
+    """Width of the K plane that is read on demand, bits."""
+    value_bits: int
+    passes: tuple[LayerPass, ...]
+
+    def __post_init__(self) -> None:
+        reject_negative(self)
+        for name in ("head_dim", "query_bits", "key_bits", "value_bits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.passes:
+            raise ValueError("passes must hold at least one layer")
+
+    def column(self, field: str) -> np.ndarray:
+        """One field of all passes: int64 or float64[n_passes]."""
+        return np.array([getattr(item, field) for item in self.passes])
+
+    @property
+    def n_macs(self) -> int:
+        """Useful multiply-accumulates: D (n_keys + n_values) per query and head; no recomputed score."""
+        rows = self.column("n_keys") + self.column("n_values")
+        return int((self.column("n_heads") * self.column("n_queries") * rows).sum()) * self.head_dim
+
+    @property
+    def n_flops(self) -> int:
+        """Two operations per useful multiply-accumulate, as the paper counts."""
+        return 2 * self.n_macs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """The attention of a transformer."""
+
+    name: str
+    n_layers: int
+    n_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pruning:
+    """Pruning and quantisation settings of one task. The defaults prune nothing and use the on-chip width."""
+
+    token_keep: float = 1.0
+    """Mean share of the tokens kept over *all* layers, the unpruned first 15 % included."""
+    head_keep: float = 1.0
+    """Mean share of the heads kept over all layers, the unpruned first 30 % included."""
+    value_keep: float = 1.0
+    """Local value pruning: share of the kept tokens' V rows used per query."""
+    query_bits: int = ONCHIP_BITS
+    key_bits: int = ONCHIP_BITS
+    key_lsb_bits: int = 0
+    value_bits: int = ONCHIP_BITS
+    lsb_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("token_keep", "head_keep", "value_keep"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+        reject_negative(self)
+
+
+def cascade_keep(n_layers: int, mean_keep: float, unpruned_share: float) -> np.ndarray:
+    """Share kept in each layer, float64[n_layers]: 1 in the first layers, then falling linearly.
+
+    SpAtten section III-A fixes r_start + r_end = 2 r_avg over the pruned layers and leaves r_start open.
+    Three choices here: ``mean_keep`` is the mean over *all* layers, as the paper's overall ratios are; the
+    line starts one step below the unpruned layers' 1, unless that would end below r_avg / 2, in which case it
+    ends there; and the number of unpruned layers is rounded up.
+    ValueError where the unpruned layers alone keep more than ``mean_keep``.
+    """
+    n_unpruned = math.ceil(unpruned_share * n_layers - 1e-9)
+    n_pruned = n_layers - n_unpruned
+    if mean_keep >= 1 or n_pruned == 0:
+        return np.ones(n_layers)
+    pruned_mean = (mean_keep * n_layers - n_unpruned) / n_pruned
+    if pruned_mean <= 0:
+        raise ValueError(
+            f"mean_keep must be above {n_unpruned / n_layers:.3f}, as {n_unpruned} of {n_layers} layers are "
+            f"not pruned, not {mean_keep:g}"
+        )
+    step = 2 * (1 - pruned_mean) / (n_pruned + 1)
+    end = max(1 - n_pruned * step, pruned_mean / 2)
+    return np.concatenate([np.ones(n_unpruned), np.linspace(2 * pruned_mean - end, end, n_pruned)])
+
+
+def kept(n: int, keep: float) -> int:
+    """``keep`` of ``n``, rounded half up, at least 1."""
+    return max(1, math.floor(n * keep + 0.5))
+
+
+def summarisation(name: str, shape: ModelShape, n_tokens: int, pruning: Pruning) -> Workload:
+    """A whole sentence at once (BERT). A pruned token is gone as query, key and value."""
+    return _workload(name, shape, pruning, tuple(_cascade(shape, pruning, n_tokens, token=None)))
+
+
+def generation(name: str, shape: ModelShape, n_prompt: int, n_generated: int, pruning: Pruning) -> Workload:
+    """Tokens generated one by one after a prompt, whose own pass is not part of it (as in the paper)."""
+    passes = (
+        item
+        for token in range(n_generated)
+        for item in _cascade(shape, pruning, n_prompt + 1 + token, token=token)
+    )
+    return _workload(name, shape, pruning, tuple(passes))
+
+
+def _cascade(shape: ModelShape, pruning: Pruning, n_tokens: int, token: int | None) -> list[LayerPass]:
+    token_keep = cascade_keep(shape.n_layers, pruning.token_keep, UNPRUNED_TOKEN_LAYERS)
+    head_keep = cascade_keep(shape.n_layers, pruning.head_keep, UNPRUNED_HEAD_LAYERS)
+    n_keys = [kept(n_tokens, keep) for keep in token_keep]
+    n_heads = [kept(shape.n_heads, keep) for keep in head_keep]
+    return [
+        LayerPass(
+            token=token or 0,
+            layer=layer,
+            n_heads=n_heads[layer],
+            n_queries=n_keys[layer] if token is None else 1,
+            n_context=n_keys[layer] if token is None else n_tokens,
+            n_keys=n_keys[layer],
+            n_values=kept(n_keys[layer], pruning.value_keep),
+            lsb_fraction=pruning.lsb_fraction,
+            token_topk=_selected(n_keys, layer),
+            token_candidates=n_keys[layer] if _selected(n_keys, layer) else 0,
+            head_topk=_selected(n_heads, layer),
+        )
+        for layer in range(shape.n_layers)
+    ]
+
+
+def _selected(counts: list[int], layer: int) -> int:
+    """What the selection after ``layer`` keeps; 0 where the next layer has as many, or there is none."""
+    following = counts[layer + 1 : layer + 2]
+    return following[0] if following and following[0] < counts[layer] else 0
+
+
+def _workload(name: str, shape: ModelShape, pruning: Pruning, passes: tuple[LayerPass, ...]) -> Workload:
+    return Workload(
+        name=name,
+        head_dim=shape.head_dim,
+        query_bits=pruning.query_bits,
+        key_bits=pruning.key_bits,
+        key_lsb_bits=pruning.key_lsb_bits,
+        value_bits=pruning.value_bits,
+        passes=passes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleLayer:
+    """One layer of a measured generation schedule."""
+
+    n_heads: int
+    n_keys: int
+    """Kept tokens; 0: the whole context."""
+    n_values: int
+    token_topk: int
+    """0: no selection."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationSchedule:
+    """What each layer kept while tokens were generated: the first token, and all later ones."""
+
+    name: str
+    pruning: Pruning
+    """Only its bit widths are used."""
+    first: tuple[ScheduleLayer, ...]
+    later: tuple[ScheduleLayer, ...]
+    refetched_heads: Mapping[tuple[int, int], int]
+    """(token, layer) -> heads whose LSBs were fetched; none where absent."""
+
+
+def scheduled_generation(
+    name: str, shape: ModelShape, n_prompt: int, n_generated: int, schedule: GenerationSchedule
+) -> Workload:
+    """Generation that keeps what ``schedule`` kept; ValueError where its number of layers is another."""
+    for part in (schedule.first, schedule.later):
+        if len(part) != shape.n_layers:
+            raise ValueError(f"{schedule.name} must have {shape.n_layers} layers, not {len(part)}")
+    passes = []
+    for token in range(n_generated):
+        layers = schedule.first if token == 0 else schedule.later
+        n_context = n_prompt + 1 + token
+        for layer, plan in enumerate(layers):
+            refetched = schedule.refetched_heads.get((token, layer), 0)
+            following = layers[layer + 1 : layer + 2]
+            n_keys = plan.n_keys or n_context
+            # After the last layer the tokens of the next pass are chosen: pruned ones may come back.
+            candidates = n_keys if plan.token_topk <= n_keys else n_context
+            prunes_heads = bool(following) and following[0].n_heads < plan.n_heads
+            passes.append(
+                LayerPass(
+                    token=token,
+                    layer=layer,
+                    n_heads=plan.n_heads,
+                    n_queries=1,
+                    n_context=n_context,
+                    n_keys=n_keys,
+                    n_values=plan.n_values,
+                    lsb_fraction=refetched / plan.n_heads,
+                    token_topk=plan.token_topk,
+                    token_candidates=candidates if plan.token_topk else 0,
+                    head_topk=following[0].n_heads if prunes_heads else 0,
+                )
+            )
+    return _workload(name, shape, schedule.pruning, tuple(passes))
