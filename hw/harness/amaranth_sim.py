@@ -8,11 +8,8 @@ from amaranth import Value
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
-from .job import Beats, Case, Log
-from .ports import StreamPort, stream_ports
-
-QUIET_CYCLES = 16
-"""Cycles watched after the last expected beat: anything that comes out then is an error."""
+from .job import QUIET_CYCLES, Beats, Case, Log, StreamPort
+from .ports import stream_ports
 
 
 def run_case(component: wiring.Component, case: Case, vcd_path: str | None = None) -> Log:
@@ -28,15 +25,14 @@ def run_case(component: wiring.Component, case: Case, vcd_path: str | None = Non
     async def clocked(ctx) -> None:
         """One process plays every source and sink, so that a run is reproducible from its seed."""
         nonlocal n_cycles
-        sources = [_Source(port, case, component) for port in ports if port.is_input]
-        sinks = [_Sink(port, case, component) for port in ports if not port.is_input]
+        ends: list[_Source | _Sink] = [
+            (_Source if port.is_input else _Sink)(port, case, component) for port in ports
+        ]
         quiet = 0
         while n_cycles < case.max_cycles and quiet < QUIET_CYCLES:
-            for end in (*sources, *sinks):
+            for end in ends:
                 end.drive(ctx)
-            fired = [
-                end for end in (*sources, *sinks) if ctx.get(end.stream.valid) and ctx.get(end.stream.ready)
-            ]
+            fired = [end for end in ends if ctx.get(end.stream.valid) and ctx.get(end.stream.ready)]
             for end in fired:
                 stamps[end.port.name].append(n_cycles)
                 if isinstance(end, _Sink):

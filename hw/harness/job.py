@@ -11,6 +11,24 @@ import numpy as np
 
 Beats = np.ndarray
 
+QUIET_CYCLES = 16
+"""Cycles watched after the last expected beat: anything that comes out then is an error."""
+
+
+@dataclass(frozen=True)
+class StreamPort:
+    """One stream at the edge of a block."""
+
+    name: str
+    bits: int
+    """Width of the payload."""
+    is_input: bool
+
+    @property
+    def n_words(self) -> int:
+        """32-bit words of one beat."""
+        return -(-self.bits // 32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -22,7 +40,7 @@ class Case:
     expected: Mapping[str, Beats]
     """The golden model's beats on each output stream; after them the block must stay silent."""
     expected_cycles: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The cycle model's cycle of each output beat, counted from the first input transfer as 1 (full rate only)."""
+    """The cycle model's cycle of each output beat at full rate; the first input transfer is cycle 1."""
     p_stall: float = 0.0
     """Chance, per cycle and port, that a source waits or a sink is not ready."""
     seed: int = 1
@@ -134,7 +152,7 @@ def _bit_columns(values: np.ndarray, bits: int) -> list[np.ndarray]:
 
 
 def unpack_fields(beats: Beats, layout: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Inverse of :func:`pack_fields`; ``layout`` lists (n_elements, bits); int64[n_beats, n_elements] each."""
+    """Undoes :func:`pack_fields`: ``layout`` lists (n_elements, bits), each int64[n_beats, n_elements]."""
     as_bits = np.unpackbits(
         np.ascontiguousarray(beats, dtype="<u4").view(np.uint8), axis=1, bitorder="little"
     )

@@ -1,25 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The stream ports of a component, read from its signature."""
 
-from dataclasses import dataclass
-
 from amaranth import Shape
 from amaranth.lib import stream, wiring
 
-
-@dataclass(frozen=True)
-class StreamPort:
-    """One stream at the edge of a block."""
-
-    name: str
-    bits: int
-    """Width of the payload."""
-    is_input: bool
-
-    @property
-    def n_words(self) -> int:
-        """32-bit words of one beat."""
-        return -(-self.bits // 32)
+from .job import StreamPort
 
 
 def stream_ports(component: wiring.Component) -> tuple[StreamPort, ...]:

@@ -52,7 +52,8 @@ class WidthChangeConfig:
             raise ValueError(f"lanes must be at least 1, not {self.lanes_in} and {self.lanes_out}")
         if max(self.lanes_in, self.lanes_out) % min(self.lanes_in, self.lanes_out):
             raise ValueError(
-                f"one of lanes_in and lanes_out must divide the other, not {self.lanes_in} and {self.lanes_out}"
+                "one of lanes_in and lanes_out must divide the other, "
+                f"not {self.lanes_in} and {self.lanes_out}"
             )
 
 

@@ -7,7 +7,7 @@ from .config import PackerConfig, WidthChangeConfig
 
 
 def change_width(beats: torch.Tensor, config: WidthChangeConfig) -> torch.Tensor:
-    """Regroup int64[n_beats, lanes_in] to int64[m_beats, lanes_out]; a rest that fills no beat stays inside."""
+    """Regroup int64[n_beats, lanes_in] to int64[m_beats, lanes_out]; a rest below a beat stays inside."""
     elements = beats.reshape(-1)
     n_whole = elements.numel() // config.lanes_out * config.lanes_out
     return elements[:n_whole].reshape(-1, config.lanes_out)
@@ -33,7 +33,9 @@ def pack(
     for end in (torch.nonzero(last).flatten() + 1).tolist():
         kept = [data[beat, : int(count[beat])] for beat in range(start, end)]
         elements = torch.cat(kept)
-        n_beats = max(1, -(-elements.numel() // config.lanes))
+        # A full beat leaves at once, so an empty last beat after it finds nothing but its own mark to send.
+        ends_empty = elements.numel() % config.lanes == 0 and int(count[end - 1]) == 0
+        n_beats = -(-elements.numel() // config.lanes) + ends_empty
         padded = torch.zeros(n_beats * config.lanes, dtype=torch.int64)
         padded[: elements.numel()] = elements
         out_data.append(padded.reshape(n_beats, config.lanes))

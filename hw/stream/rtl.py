@@ -160,7 +160,8 @@ def packed_layout(element_bits: int, lanes: int) -> data.StructLayout:
 class Packer(wiring.Component):
     """Joins packed beats of any count into full ones; a list ends with ``last`` and flushes the rest.
 
-    A list of n elements leaves in max(1, ceil(n / lanes)) beats, the last one marked (empty where n = 0).
+    A list of n elements leaves in ceil(n / lanes) beats, the last one marked; where the last input beat is
+    empty and nothing is left to send, an empty marked beat follows.
     Combinational from ``i`` to ``o`` (latency 0). When the last beat overflows, the rest leaves in the cycle
     after, in which ``i.ready`` is low.
 

@@ -40,7 +40,7 @@ def corner_requests(n: int, config: TopKConfig) -> list[Request]:
         np.full(n, largest),
         np.zeros(n, dtype=np.int64),
         np.arange(n) % 2 * largest,
-        np.arange(n) // 2,
+        np.arange(n) // 2 % (largest + 1),
     )
     ks = sorted({0, 1, n // 2, n - 1, n} & set(range(n + 1)))
     return [(pattern.astype(np.int64), k, 0) for pattern in patterns for k in ks]
@@ -58,14 +58,15 @@ def case(name: str, requests: Sequence[Request], config: TopKConfig, rng: np.ran
     """Requests back to back; lanes past n carry noise, which the engine must ignore."""
     lanes = config.lanes
     data, output = [], []
-    for elements, k, _ in requests:
+    for elements, n_kept, _ in requests:
         noisy = rng.integers(0, 1 << config.element_bits, (max(1, -(-len(elements) // lanes)), lanes))
         noisy.reshape(-1)[: len(elements)] = elements
         data.append(noisy)
-        output.append(_expected_beats(elements, k, config))
+        output.append(_expected_beats(elements, n_kept, config))
     timing = replay(requests, config)
     n = np.array([len(elements) for elements, _, _ in requests])
-    k, seeds = (np.array([request[i] for request in requests]) for i in (1, 2))
+    k = np.array([k for _, k, _ in requests])
+    seeds = np.array([seed for _, _, seed in requests])
     on_time = np.concatenate([np.array(t.output_cycles) for t in timing])
     return Case(
         name=name,

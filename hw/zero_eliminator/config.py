@@ -12,7 +12,7 @@ class ZeroEliminatorConfig:
     """P: elements of a beat; a power of two in 1..64."""
     element_bits: int = 24
     shift_stages_per_cycle: int = 6
-    """How many of the log2 P shift stages lie between two registers; the prefix sum shares the first cycle."""
+    """How many of the log2 P shift stages share a cycle; the prefix sum shares the first one."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.lanes <= 64 and self.lanes & (self.lanes - 1) == 0):

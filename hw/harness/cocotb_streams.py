@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""Simulator side of :mod:`hw.harness.cosim`: plays saved cases on the design and saves what it saw.
+
+Runs inside the simulator, so it imports numpy and cocotb only; golden results are made and compared outside.
+"""
+
+import os
+import random
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.clock import Clock
+from cocotb.triggers import FallingEdge, ReadOnly
+
+RESET_CYCLES = 2
+
+
+class Port:
+    """One stream of the design with the beats of the current case."""
+
+    def __init__(self, dut, name: str, is_input: bool) -> None:
+        self.name, self.is_input = name, is_input
+        self.payload = getattr(dut, f"{name}__payload")
+        self.valid = getattr(dut, f"{name}__valid")
+        self.ready = getattr(dut, f"{name}__ready")
+
+    def begin(self, beats: np.ndarray, n_expected: int, p_stall: float, seed: int) -> None:
+        self.waiting = [int.from_bytes(row.astype("<u4").tobytes(), "little") for row in beats]
+        self.n_expected, self.p_stall = n_expected, p_stall
+        self.rng = random.Random(f"{seed} {self.name}")
+        self.cycles: list[int] = []
+        self.seen: list[int] = []
+        self.offering = False
+
+    def drive(self) -> None:
+        """Set this side's handshake for the next rising edge; a beat once offered stays until taken."""
+        stall = self.rng.random() < self.p_stall
+        if not self.is_input:
+            self.ready.value = not stall
+            return
+        if not self.offering and not stall and len(self.cycles) < len(self.waiting):
+            self.offering = True
+            self.payload.value = self.waiting[len(self.cycles)]
+        self.valid.value = self.offering
+
+    def sample(self, cycle: int) -> None:
+        """Note the transfer that the next rising edge will make, if any."""
+        if self.valid.value == 1 and self.ready.value == 1:
+            self.cycles.append(cycle)
+            if self.is_input:
+                self.offering = False
+            else:
+                self.seen.append(int(self.payload.value))
+
+
+@cocotb.test()
+async def play(dut) -> None:
+    """Every case from reset, one after the other."""
+    jobs = np.load(os.environ["QUARTET_JOBS"])
+    ports = [Port(dut, str(name), bool(way)) for name, way in zip(jobs["ports"], jobs["ways"], strict=True)]
+    log: dict[str, Any] = {}
+    Clock(dut.clk, 2, unit="ns").start()
+    for index in range(int(jobs["n_cases"])):
+        max_cycles, quiet_cycles, seed = (int(x) for x in jobs[f"{index} numbers"])
+        for port in ports:
+            beats = jobs[f"{index} {port.name}"] if port.is_input else np.zeros((0, 1))
+            n_expected = 0 if port.is_input else int(jobs[f"{index} {port.name}"])
+            port.begin(beats, n_expected, float(jobs[f"{index} p_stall"]), seed)
+        n_cycles = await _run(dut, ports, max_cycles, quiet_cycles)
+        log[f"{index} n_cycles"] = np.array(n_cycles)
+        for port in ports:
+            log[f"{index} {port.name} cycles"] = np.array(port.cycles, dtype=np.int64)
+            n_bytes = -(-len(port.payload) // 32) * 4
+            raw = b"".join(value.to_bytes(n_bytes, "little") for value in port.seen)
+            log[f"{index} {port.name} beats"] = np.frombuffer(raw, "<u4").reshape(
+                len(port.seen), -1 if raw else 0
+            )
+    np.savez(os.environ["QUARTET_LOG"], **log)
+
+
+async def _run(dut, ports: list[Port], max_cycles: int, quiet_cycles: int) -> int:
+    await FallingEdge(dut.clk)
+    dut.rst.value = 1
+    for port in ports:
+        (port.valid if port.is_input else port.ready).value = 0
+    for _ in range(RESET_CYCLES):
+        await FallingEdge(dut.clk)
+    dut.rst.value = 0
+    cycle = quiet = 0
+    while cycle < max_cycles and quiet < quiet_cycles:
+        for port in ports:
+            port.drive()
+        await ReadOnly()
+        for port in ports:
+            port.sample(cycle)
+        await FallingEdge(dut.clk)
+        cycle += 1
+        done = all(len(port.seen) >= port.n_expected for port in ports)
+        quiet = quiet + 1 if done else 0
+    return cycle

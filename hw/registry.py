@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""The blocks by name: how to configure, build and exercise each."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.lib import wiring
+
+from hw.config import ChipConfig
+from hw.harness.job import Case
+from hw.stream.config import FifoConfig, PackerConfig, SkidConfig, WidthChangeConfig
+from hw.zero_eliminator.config import ZeroEliminatorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One block that has RTL, a golden model, a cycle model and vectors."""
+
+    name: str
+    """Also the name of the Verilog top module."""
+    summary: str
+    package: str
+    component_name: str
+    config: Callable[[ChipConfig], Any]
+    """The block's configuration on a chip."""
+
+    def component(self, config: Any) -> wiring.Component:
+        """A fresh instance of the hardware."""
+        return getattr(importlib.import_module(f"{self.package}.rtl"), self.component_name)(config)
+
+    def cases(self, config: Any, *, seed: int, n_random: int) -> list[Case]:
+        """Stimulus and golden results: corners first, then ``n_random`` random requests a case."""
+        return importlib.import_module(f"{self.package}.vectors").cases(config, seed=seed, n_random=n_random)
+
+
+def _fifo(chip: ChipConfig) -> FifoConfig:
+    return FifoConfig(width_bits=chip.topk.lanes * chip.topk.element_bits, depth=chip.topk.max_lines + 1)
+
+
+BLOCKS: dict[str, Block] = {
+    block.name: block
+    for block in (
+        Block(
+            name="topk",
+            summary="the k largest of n elements by quick-select, in their original order",
+            package="hw.topk",
+            component_name="TopK",
+            config=lambda chip: chip.topk,
+        ),
+        Block(
+            name="zero_eliminator",
+            summary="packs the marked lanes of a beat to the front",
+            package="hw.zero_eliminator",
+            component_name="ZeroEliminator",
+            config=lambda chip: ZeroEliminatorConfig(
+                lanes=chip.topk.lanes, element_bits=chip.topk.element_bits
+            ),
+        ),
+        Block(
+            name="fifo",
+            summary="queue with a registered output",
+            package="hw.stream",
+            component_name="Fifo",
+            config=_fifo,
+        ),
+        Block(
+            name="skid_buffer",
+            summary="register slice that cuts every combinational path",
+            package="hw.stream",
+            component_name="SkidBuffer",
+            config=lambda chip: SkidConfig(width_bits=chip.topk.lanes * chip.topk.element_bits),
+        ),
+        Block(
+            name="width_change",
+            summary="from chip.softmax_lanes to the top-k engine's lanes",
+            package="hw.stream",
+            component_name="WidthChange",
+            config=lambda chip: WidthChangeConfig(
+                element_bits=chip.topk.element_bits, lanes_in=chip.softmax_lanes, lanes_out=chip.topk.lanes
+            ),
+        ),
+        Block(
+            name="packer",
+            summary="joins beats of any count into full ones",
+            package="hw.stream",
+            component_name="Packer",
+            config=lambda chip: PackerConfig(element_bits=chip.topk.element_bits, lanes=chip.topk.lanes),
+        ),
+    )
+}
+
+
+def block(name: str) -> Block:
+    """The block called ``name``; ValueError naming the known ones otherwise."""
+    if name not in BLOCKS:
+        raise ValueError(f"block must be one of {', '.join(BLOCKS)}, not {name!r}")
+    return BLOCKS[name]

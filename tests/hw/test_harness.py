@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""The ways of running a block: they agree with each other, notice errors, and cache their builds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hw.config import preset
+from hw.harness import build, cosim, verilated
+from hw.harness.amaranth_sim import run_case
+from hw.harness.job import Case, judge, pack_fields, unpack_fields
+from hw.registry import BLOCKS
+
+
+@given(
+    n_beats=st.integers(1, 5),
+    layout=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_fields_survive_packing(n_beats, layout, seed):
+    rng = np.random.default_rng(seed)
+    fields = [rng.integers(0, 1 << bits, (n_beats, n)) for n, bits in layout]
+    beats = pack_fields([(values, bits) for values, (_, bits) in zip(fields, layout, strict=True)])
+    assert beats.shape == (n_beats, -(-sum(n * bits for n, bits in layout) // 32))
+    for values, back in zip(fields, unpack_fields(beats, layout), strict=True):
+        assert np.array_equal(values, back)
+
+
+def test_packing_rejects_what_does_not_fit():
+    with pytest.raises(ValueError, match="value 4 does not fit in 2 bits"):
+        pack_fields([(np.array([1, 4]), 2)])
+
+
+BLOCK, CONFIG = BLOCKS["zero_eliminator"], BLOCKS["zero_eliminator"].config(preset("tiny"))
+
+
+def _cases() -> list[Case]:
+    full_rate = BLOCK.cases(CONFIG, seed=1, n_random=10)
+    return [*full_rate, *(one.stalled(0.5, seed=3) for one in full_rate)]
+
+
+def test_the_harness_agrees_with_amaranths_simulator():
+    one = _cases()[0]
+    in_python = run_case(BLOCK.component(CONFIG), one)
+    verilog = verilated.run_cases(BLOCK, CONFIG, [one])[0]
+    assert in_python.n_cycles == verilog.n_cycles
+    for name in in_python.cycles:
+        assert np.array_equal(in_python.cycles[name], verilog.cycles[name])
+
+
+@pytest.mark.parametrize("simulator", cosim.SIMULATORS)
+def test_cocotb_on_the_verilog(simulator):
+    if reason := cosim.missing_simulator(simulator):
+        pytest.skip(reason)
+    logs = cosim.run_cases(BLOCK, CONFIG, _cases(), simulator)
+    assert [judge(one, log).problems for one, log in zip(_cases(), logs, strict=True)] == [()] * len(logs)
+
+
+@pytest.mark.parametrize("name", ["fifo", "skid_buffer", "width_change", "packer"])
+def test_stream_parts_in_the_harness(name):
+    block = BLOCKS[name]
+    config = block.config(preset("tiny"))
+    full_rate = block.cases(config, seed=5, n_random=200)
+    runs = [*full_rate, *(one.stalled(0.3, seed=6) for one in full_rate)]
+    for one, log in zip(runs, verilated.run_cases(block, config, runs), strict=True):
+        assert judge(one, log).problems == ()
+
+
+def test_a_wrong_expectation_is_reported_in_every_way_of_running():
+    one = _cases()[0]
+    wrong_bits = dict(one.expected)
+    wrong_bits["o"] = wrong_bits["o"].copy()
+    wrong_bits["o"][3, 0] ^= 1
+    shorter = {"o": one.expected["o"][:-1]}
+    late = {"o": one.expected_cycles["o"] + 1}
+    for expected, cycles, word in (
+        (wrong_bits, {}, "o beat 3: 0x"),
+        (shorter, {}, f"golden {len(shorter['o'])}"),
+        (one.expected, late, "cycle model"),
+    ):
+        broken = Case(
+            name="broken",
+            inputs=one.inputs,
+            expected=expected,
+            expected_cycles=cycles,
+            max_cycles=one.max_cycles,
+        )
+        for log in (
+            run_case(BLOCK.component(CONFIG), broken),
+            verilated.run_cases(BLOCK, CONFIG, [broken])[0],
+        ):
+            assert word in judge(broken, log).problems[0]
+
+
+def test_a_run_over_its_budget_is_a_mismatch():
+    one = _cases()[0]
+    short = Case(name="short", inputs=one.inputs, expected=one.expected, max_cycles=4)
+    for log in (run_case(BLOCK.component(CONFIG), short), verilated.run_cases(BLOCK, CONFIG, [short])[0]):
+        assert "after 4 cycles" in judge(short, log).problems[0]
+
+
+def test_the_cache_builds_once_and_leaves_nothing_half_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUARTET_BUILD", str(tmp_path))
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "result").write_text("x")
+        if len(made) == 1:
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError):
+        build.cached("kind", "key", make)
+    assert list((tmp_path / "kind").iterdir()) == []
+    for _ in range(2):
+        assert (build.cached("kind", "key", make) / "result").read_text() == "x"
+    assert len(made) == 2
+
+
+def test_unknown_simulator_is_rejected():
+    with pytest.raises(ValueError, match="sim must be one of verilator, icarus, not 'modelsim'"):
+        cosim.run_cases(BLOCK, CONFIG, [], "modelsim")
