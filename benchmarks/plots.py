@@ -172,9 +172,7 @@ def plot_roofline(results: Sequence[BenchmarkResult], ax: Axes) -> Axes:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for result in _extremes(results):
         place = (result.pruned.flops_per_byte, result.pruned.flops_per_s * 1e-12)
-        ax.annotate(
-            result.benchmark, place, xytext=(0, -15), textcoords="offset points", ha="center", fontsize=8.5
-        )
+        ax.annotate(result.benchmark, place, xytext=(9, -11), textcoords="offset points", fontsize=8.5)
     ax.set_yticks([0.2, 0.5, 1, 2, 5, 10])
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylim(0.15, 16)
@@ -204,12 +202,14 @@ def roofline_figure(results: Sequence[BenchmarkResult]) -> Figure:
 def plot_shares(
     rows: Sequence[tuple[str, dict[str, float]]], labels: dict[str, tuple[str, str]], ax: Axes
 ) -> Axes:
-    """Stacked horizontal bars of shares in percent; one bar per row, the first on top."""
+    """Stacked horizontal bars of shares, percent; one bar per row, the first on top; empty parts left out."""
     y = np.arange(len(rows))
     left = np.zeros(len(rows))
     totals = np.array([sum(parts.values()) for _, parts in rows])
     for key, (label, colour) in labels.items():
         share = 100 * np.array([parts[key] for _, parts in rows]) / totals
+        if not share.any():
+            continue
         ax.barh(y, share, left=left, color=colour, label=label, height=0.78, edgecolor="white", linewidth=0.4)
         left += share
     ax.set_yticks(y, [name for name, _ in rows])

@@ -56,6 +56,8 @@ def write_report(results: Sequence[BenchmarkResult], out: Path) -> Path:
     with plots.style():
         for name, draw in plots.FIGURES.items():
             figure = draw(results)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, for both formats
             write_atomically(out / "plots" / f"{name}.png", render(figure, "png"))
             svg = render(figure, "svg")
             write_atomically(out / "plots" / f"{name}.svg", svg)

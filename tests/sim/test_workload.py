@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""Workloads: the cascade schedule and its bounds, refusal of impossible shapes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.workload import (
+    GenerationSchedule,
+    LayerPass,
+    ModelShape,
+    Pruning,
+    ScheduleLayer,
+    cascade_keep,
+    generation,
+    kept,
+    scheduled_generation,
+    summarisation,
+)
+
+BERT_BASE = ModelShape(name="bert-base", n_layers=12, n_heads=12, head_dim=64)
+
+
+@given(
+    n_layers=st.integers(1, 48), mean_keep=st.floats(0.55, 1.0), unpruned_share=st.sampled_from([0.15, 0.30])
+)
+def test_cascade_reaches_the_mean_and_never_rises(n_layers, mean_keep, unpruned_share):
+    unpruned = int(np.ceil(unpruned_share * n_layers - 1e-9))
+    if unpruned / n_layers >= mean_keep:
+        return
+    keep = cascade_keep(n_layers, mean_keep, unpruned_share)
+    assert len(keep) == n_layers
+    assert (keep[:unpruned] == 1).all()
+    assert (np.diff(keep) <= 1e-12).all() and keep[-1] > 0 and keep[0] <= 1
+    if n_layers > unpruned:
+        assert keep.mean() == pytest.approx(mean_keep)
+        pruned = keep[unpruned:]
+        assert pruned[0] + pruned[-1] == pytest.approx(2 * pruned.mean())  # r_start + r_end = 2 r_avg
+
+
+def test_cascade_refuses_what_the_unpruned_layers_already_exceed():
+    with pytest.raises(ValueError, match=r"mean_keep must be above 0\.167, as 2 of 12 layers .* not 0\.1"):
+        cascade_keep(12, 0.1, 0.15)
+
+
+def test_kept_rounds_half_up_and_keeps_one():
+    assert [kept(10, 0.25), kept(10, 0.24), kept(11, 0.01)] == [3, 2, 1]
+
+
+def test_dense_summarisation_counts_every_product():
+    work = summarisation("w", BERT_BASE, 10, Pruning())
+    assert work.n_macs == 2 * 12 * 12 * 10 * 10 * 64
+    assert not work.column("token_topk").any() and not work.column("head_topk").any()
+
+
+def test_dense_generation_counts_every_product():
+    work = generation("w", BERT_BASE, 4, 3, Pruning())
+    assert work.n_macs == 2 * 12 * 12 * (5 + 6 + 7) * 64
+    assert work.column("n_context").tolist() == [5] * 12 + [6] * 12 + [7] * 12
+
+
+def test_a_pruned_token_leaves_as_query_key_and_value():
+    work = summarisation("w", BERT_BASE, 100, Pruning(token_keep=0.6, value_keep=0.5))
+    assert (work.column("n_queries") == work.column("n_keys")).all()
+    assert (work.column("n_context") == work.column("n_keys")).all()
+    assert work.column("n_keys")[0] == 100 and work.column("n_keys")[-1] < 60
+    assert work.column("n_values")[0] == 50
+
+
+def test_selection_between_layers_asks_for_the_next_layers_count():
+    work = summarisation("w", BERT_BASE, 100, Pruning(token_keep=0.6, head_keep=0.9))
+    keys, selected = work.column("n_keys"), work.column("token_topk")
+    falling = np.diff(keys) < 0
+    assert (selected[:-1][falling] == keys[1:][falling]).all() and not selected[:-1][~falling].any()
+    assert selected[-1] == 0
+
+
+def schedule(n_layers):
+    layer = ScheduleLayer(n_heads=2, n_keys=4, n_values=2, token_topk=0)
+    last = ScheduleLayer(n_heads=1, n_keys=4, n_values=2, token_topk=6)
+    layers = (*[layer] * (n_layers - 1), last)
+    return GenerationSchedule(
+        name="s", pruning=Pruning(), first=layers, later=layers, refetched_heads={(1, 0): 1}
+    )
+
+
+def test_scheduled_generation_follows_the_schedule():
+    work = scheduled_generation(
+        "w", ModelShape(name="m", n_layers=3, n_heads=2, head_dim=8), 10, 2, schedule(3)
+    )
+    assert work.column("n_heads").tolist() == [2, 2, 1] * 2
+    assert work.column("lsb_fraction").tolist() == [0, 0, 0, 0.5, 0, 0]
+    assert work.column("head_topk").tolist() == [0, 1, 0] * 2
+    # The last layer selects more tokens than it kept: from the whole context, for the next token.
+    assert work.column("token_candidates").tolist() == [0, 0, 11, 0, 0, 12]
+
+
+def test_schedule_of_another_depth_is_refused():
+    with pytest.raises(ValueError, match="s must have 12 layers, not 3"):
+        scheduled_generation("w", BERT_BASE, 10, 2, schedule(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_keys": 5}, "n_values <= n_keys <= n_context must hold, not 2, 5, 4"),
+        ({"n_heads": 0}, "n_heads must be at least 1, not 0"),
+        ({"layer": -1}, "layer must be a finite number of at least 0, not -1"),
+        ({"lsb_fraction": 1.5}, r"lsb_fraction must be in 0\.\.1, not 1\.5"),
+        ({"token_topk": 3}, "token_topk <= token_candidates <= n_context must hold, not 3, 0, 4"),
+        ({"head_topk": 2}, "head_topk must be at most n_heads = 1, not 2"),
+    ],
+)
+def test_impossible_layers_are_refused(change, message):
+    shape = {"token": 0, "layer": 0, "n_heads": 1, "n_queries": 1, "n_context": 4, "n_keys": 4, "n_values": 2}
+    with pytest.raises(ValueError, match=message):
+        LayerPass(**(shape | change))
+
+
+@pytest.mark.parametrize("name", ["token_keep", "head_keep", "value_keep"])
+@pytest.mark.parametrize("value", [0, -0.1, 1.1])
+def test_keep_shares_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be above 0 and at most 1, not {value}"):
+        Pruning(**{name: value})
