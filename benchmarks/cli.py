@@ -17,6 +17,8 @@ app = typer.Typer(
     help="Quartet: RTL, golden models and measurements of SpAtten and its companions.",
 )
 
+PRESET_HELP = "Chip: paper, paper_eighth, plus, edge or tiny."
+
 
 @contextmanager
 def user_input() -> Iterator[None]:
@@ -37,7 +39,7 @@ def user_input() -> Iterator[None]:
 @app.command()
 def bench(
     only: Annotated[str, typer.Option(help="Shell pattern of benchmark names, such as 'gpt2-*'.")] = "*",
-    preset: Annotated[str, typer.Option(help="Chip: paper, paper_eighth, plus, edge or tiny.")] = "paper",
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
     jobs: Annotated[int, typer.Option(min=1, help="Processes that work at once.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
@@ -82,6 +84,92 @@ def report(
     print(page)
     if open_page:
         typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+def rtl(
+    blocks: Annotated[list[str] | None, typer.Argument(help="Blocks to write; all if none is named.")] = None,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
+    out: Annotated[Path, typer.Option(help="Folder; the files go to OUT/PRESET.")] = Path("rtl_out"),
+) -> None:
+    """Write Verilog, a FuseSoC core file for each block, and manifest.json; prints the Verilog files."""
+    with user_input():
+        from hw.config import preset as preset_named
+        from hw.export import write_rtl
+        from hw.registry import BLOCKS, block
+
+        chip, chosen = preset_named(preset), [block(name) for name in blocks or BLOCKS]
+        paths = write_rtl(chosen, chip, out)
+    for path in paths:
+        print(path)
+
+
+@app.command()
+def cosim(
+    blocks: Annotated[list[str] | None, typer.Argument(help="Blocks to run; all if none is named.")] = None,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
+    sim: Annotated[
+        str | None, typer.Option(help="verilator or icarus; default: all that are installed.")
+    ] = None,
+    waves: Annotated[
+        bool, typer.Option(help="Keep waveforms in results/waves: FST from Icarus, VCD from Verilator.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of vectors and stalls.")] = 1,
+    vectors: Annotated[int, typer.Option(min=0, help="Random vectors a case, beside the corners.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Run cocotb on the emitted Verilog against the golden models. Exit code 1 on a mismatch."""
+    from benchmarks import cosimulation
+    from benchmarks.console import print_cosim
+
+    with user_input():
+        from hw.config import preset as preset_named
+        from hw.registry import BLOCKS, block
+
+        chip, chosen = preset_named(preset), [block(name) for name in blocks or BLOCKS]
+        simulators, left_out = cosimulation.simulators(sim)
+    for reason in left_out:
+        print(f"quartet: left out: {reason}", file=sys.stderr)
+    rows: list[cosimulation.CosimRow] = []
+    for name in simulators:
+        for one in chosen:
+            print(f"{one.name} in {name} ...", file=sys.stderr)
+            kept = cosimulation.waves_file(one, name) if waves else None
+            rows += cosimulation.run(one, chip, name, seed=seed, n_random=vectors, waves=kept)
+            if kept:
+                print(f"waveforms: {kept}", file=sys.stderr)
+    print_cosim(rows, as_json=as_json)
+    if cosimulation.n_mismatches(rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="minilm, or a folder with a Hugging Face BERT model.")],
+    text: Annotated[str | None, typer.Option(help="The text to encode.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
+    keep: Annotated[float, typer.Option(help="Mean share of tokens kept by the pruned layers, 0..1.")] = 0.5,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
+    rtl: Annotated[bool, typer.Option("--rtl", help="Select tokens in the simulated Verilog.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run a real model whose tokens the top-k engine prunes layer by layer. Exit code 1 on a mismatch."""
+    with user_input():
+        from algo.attention.encoder import load_encoder
+        from algo.attention.settings import CascadeSettings
+        from benchmarks.console import print_run
+        from benchmarks.pruned_run import engine_for, read_text, run_text
+        from hw.config import preset as preset_named
+
+        chip, settings = preset_named(preset), CascadeSettings(token_keep=keep)
+        words = read_text(text, file)
+        encoder = load_encoder(model)
+        ids = encoder.token_ids(words)
+        engine = engine_for(encoder, ids, chip.topk, rtl=rtl)
+    result = run_text(encoder, ids, settings, engine)
+    print_run(result, as_json=as_json)
+    if result.mismatches:
+        raise typer.Exit(1)
 
 
 def main() -> None:

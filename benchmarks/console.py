@@ -4,17 +4,24 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks import summary
 from benchmarks.paper import PAPER_EAGER, fig14
 from benchmarks.runner import Outcome
 from sim.baselines import ROOFLINE, platforms
 from sim.result import BenchmarkResult
+
+if TYPE_CHECKING:  # these need Amaranth or torch, which quartet bench does without
+    from benchmarks.cosimulation import CosimRow
+    from benchmarks.pruned_run import PrunedRun
 
 TABLE_WIDTH = 130
 """Columns that the tables need; used where stdout is no terminal, or a narrower one."""
@@ -116,3 +123,53 @@ def _comparison_table(rows: Sequence[summary.Comparison]) -> Table:
         numbers = (summary.significant(value) for value in (row.paper, row.ours, row.ratio))
         table.add_row(row.label, *numbers, row.unit)
     return table
+
+
+def print_cosim(rows: Sequence["CosimRow"], *, as_json: bool) -> None:
+    """One line a case, then how many agreed."""
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    table = _table(
+        "Emitted Verilog against the golden models (measured in RTL)",
+        ("block", "simulator", "case"),
+        ("output\nbeats", "cycles", "cycle\nmodel", "mis-\nmatches"),
+    )
+    for row in rows:
+        checked = "equal" if row.cycles_checked and not row.problems else "-"
+        cells = (f"{row.n_beats}", f"{row.n_cycles}", checked, f"{len(row.problems)}")
+        table.add_row(row.block, row.simulator, row.case, *cells)
+    console = Console(highlight=False)
+    console.print(table)
+    for row in rows:
+        for problem in row.problems:
+            print(f"{row.block}, {row.simulator}, {row.case}: {problem}")
+    n_wrong = sum(bool(row.problems) for row in rows)
+    print(
+        f"{len(rows)} cases, {sum(row.n_beats for row in rows)} output beats, {n_wrong} cases with a mismatch"
+    )
+
+
+def print_run(run: "PrunedRun", *, as_json: bool) -> None:
+    """The text layer by layer, a dot for each pruned token, and what pruning did to the embedding."""
+    if as_json:
+        print(json.dumps({**asdict(run), "mean_token_keep": run.mean_token_keep}, indent=1))
+        return
+    table = _table(f"{run.model}: tokens in each layer", ("layer",), ("tokens", "engine\ncycles"))
+    table.add_column("text", overflow="fold")
+    for column in table.columns:
+        column.vertical = "top"
+    for row in run.layers:
+        alive = dict(zip(row.positions, row.words, strict=True))
+        text = " ".join(alive.get(position, "\u00b7") for position in range(len(run.tokens)))
+        cycles = "-" if row.selection_cycles is None else f"{row.selection_cycles}"
+        table.add_row(f"{row.layer}", f"{len(row.positions)}", cycles, Text(text))
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table)
+    print(f"tokens kept over all layers: {run.mean_token_keep * 100:.1f} %")
+    print(f"cosine similarity of pruned and full embedding: {run.cosine_similarity:.4f}")
+    print(f"top-k engine: {run.engine_cycles} cycles in all ({run.engine})")
+    print(f"importance scores: unsigned, {run.fraction_bits} fraction bits")
+    for mismatch in run.mismatches:
+        print(f"mismatch: {mismatch}")

@@ -71,7 +71,7 @@ PRESETS: dict[str, ChipConfig] = {
             n_dram_channels=1,
             dram_bytes_per_cycle=8,
             softmax_lanes=1,
-            topk=TopKConfig(lanes=4, element_bits=12),
+            topk=TopKConfig(lanes=4),
         ),
     )
 }

@@ -46,7 +46,7 @@ def test_manifest_tells_what_was_built(tmp_path):
     write_rtl([block("zero_eliminator")], preset("tiny"), tmp_path)
     manifest = json.loads((tmp_path / "tiny" / "manifest.json").read_text())
     assert manifest["preset"] == "tiny"
-    assert manifest["blocks"]["topk"]["config"] == {"lanes": 4, "n_max": 1024, "element_bits": 12}
+    assert manifest["blocks"]["topk"]["config"] == {"lanes": 4, "n_max": 1024, "element_bits": 24}
     for name in ("topk", "zero_eliminator"):
         text = (tmp_path / "tiny" / f"{name}.v").read_bytes()
         assert manifest["blocks"][name]["sha256"] == hashlib.sha256(text).hexdigest()

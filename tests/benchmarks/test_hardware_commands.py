@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""The commands rtl, cosim and run: what they print, and how they refuse bad input."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from algo.attention.encoder import load_encoder
+from algo.attention.settings import CascadeSettings
+from benchmarks.cli import app
+from benchmarks.pruned_run import PrunedRun, TopKEngine, engine_for, run_text
+from hw.topk.config import TopKConfig
+
+TEXT = "The movie was a truly wonderful surprise from start to finish"
+
+
+def quartet(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rtl", "topk", "--preset", "huge"), "preset must be one of paper"),
+        (("rtl", "sorter"), "block must be one of topk"),
+        (("cosim", "topk", "--sim", "modelsim"), "sim must be one of verilator, icarus, not 'modelsim'"),
+        (("run", "no-such-folder", "--text", "x"), "no-such-folder"),
+        (("run", "minilm", "--text", "x", "--keep", "0"), "token_keep must be above 0 and at most 1, not 0"),
+        (("run", "minilm", "--text", "x", "--keep", "1.5"), "token_keep must be above 0 and at most 1"),
+        (("run", "minilm"), "give either --text or --file"),
+        (("run", "minilm", "--file", "no-such-file"), "no-such-file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = quartet(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("quartet: ") and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rtl_prints_the_files_it_wrote(tmp_path):
+    result = quartet("rtl", "zero_eliminator", "--preset", "tiny", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path}/tiny/zero_eliminator.v\n"
+    assert (tmp_path / "tiny" / "zero_eliminator.v").read_text().startswith("\nmodule zero_eliminator(")
+
+
+def test_cosim_reports_every_case():
+    result = quartet("cosim", "zero_eliminator", "--sim", "verilator", "--json")
+    assert result.exit_code == 0
+    rows = json.loads(result.stdout)
+    assert [row["problems"] for row in rows] == [[]] * len(rows)
+    assert sum(row["cycles_checked"] for row in rows) == len(rows) / 2
+
+
+def test_cosim_fails_on_a_mismatch(monkeypatch):
+    import hw.zero_eliminator.vectors as vectors
+
+    golden = vectors.eliminate_zeros
+
+    def off_by_one(data, mask):
+        packed, count = golden(data, mask)
+        return packed ^ 1, count
+
+    monkeypatch.setattr(vectors, "eliminate_zeros", off_by_one)
+    result = quartet("cosim", "zero_eliminator", "--sim", "verilator")
+    assert result.exit_code == 1
+    assert "o beat 0: 0x" in result.stdout
+
+
+def test_waves_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = quartet("cosim", "zero_eliminator", "--sim", "verilator", "--waves", "--vectors", "0")
+    assert result.exit_code == 0
+    assert (tmp_path / "results/waves/zero_eliminator-verilator.vcd").read_text().startswith("$version")
+
+
+def run(settings: CascadeSettings, config: TopKConfig, rtl: bool = False) -> PrunedRun:
+    encoder = load_encoder("minilm")
+    ids = encoder.token_ids(TEXT)
+    return run_text(encoder, ids, settings, engine_for(encoder, ids, config, rtl=rtl))
+
+
+def test_run_in_verilog_equals_run_in_golden():
+    settings = CascadeSettings(token_keep=0.5)
+    golden, verilog = (run(settings, TopKConfig(), rtl) for rtl in (False, True))
+    assert verilog.mismatches == ()
+    assert verilog.layers == golden.layers
+    assert verilog.cosine_similarity == golden.cosine_similarity
+    counts = [len(row.positions) for row in golden.layers]
+    assert counts[0] == 13 and counts == sorted(counts, reverse=True) and counts[-1] < 7
+    assert 0 < golden.cosine_similarity < 1
+
+
+def test_nothing_pruned_gives_the_same_embedding():
+    whole = run(CascadeSettings(), TopKConfig())
+    assert whole.cosine_similarity == pytest.approx(1, abs=1e-6)
+    assert whole.engine_cycles == 0 and whole.mean_token_keep == 1
+
+
+def test_engine_quantises_with_a_binary_point_that_cannot_overflow():
+    engine = TopKEngine(TopKConfig(element_bits=12), importance_bound=1000, rtl=False)
+    assert engine.fraction_bits == 2
+    assert engine.quantise(torch.tensor([0.0, 0.25, 0.374, 1000.0])).tolist() == [0, 1, 1, 4000]
+    assert engine.select(torch.tensor([3.0, 1.0, 3.1, 3.0]), 2).tolist() == [0, 2]  # 3.1 rounds to 3: a tie
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TopKConfig(lanes=4, n_max=8), "text must have at most 8 tokens for this top-k engine, not 13"),
+        (TopKConfig(element_bits=8), "element_bits must be above 10 to score 13 tokens of this model, not 8"),
+    ],
+)
+def test_a_text_the_engine_cannot_take_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        run(CascadeSettings(), config)
