@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """GPT-2- and Llama-class decoders under SpAtten: a prompt pass, then cached generation."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from algo.attention.cascade import Capture, Cascade, Select, SelectRows, top_k, top_k_rows
+from algo.attention.files import cache_folder
 from algo.attention.models import (
     adapt,
     check_family,
@@ -36,11 +36,6 @@ OnPass = Callable[[Cascade], None]
 
 def ignore(cascade: Cascade) -> None:
     """Look at nothing."""
-
-
-def cache_folder() -> Path:
-    """Where converted weights and fetched data go: $XDG_CACHE_HOME/quartet or ~/.cache/quartet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quartet"
 
 
 @dataclass(frozen=True, slots=True)

