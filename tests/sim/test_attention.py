@@ -218,3 +218,46 @@ def test_more_keys_than_the_engine_holds_are_refused():
 def test_impossible_timing_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         CoreTiming(**change)
+
+
+def test_sentence_with_local_value_pruning_selects_from_the_sram():
+    """Two queries: the values are on the chip already, so the selection is followed by no fetch."""
+    config = PAPER.topk
+    run = one_layer(n_queries=2, n_keys=64, n_values=16)
+    decide = float(expected_selection_cycles(64, 16, config))
+    transfer = 64 * 64 / (512 * CoreTiming().achievable_bandwidth)
+    front = 45 + max(transfer, 8) + 6 + 16 + 9 + 8
+    second_query = 1 + 4 + decide
+    assert run.total_cycles == pytest.approx(front + decide + 4 + max(4, 2) + 10 + 8 + second_query)
+    assert run.counts.dram_bytes == 2 * 64 * 64 + 2 * 96
+
+
+def test_comparisons_follow_the_engines_and_refreshes_the_time():
+    run = one_layer(n_keys=64, n_values=16, n_heads=3, token_topk=32, token_candidates=64)
+    config = PAPER.topk
+    local = 3 * (1 + 4 + float(expected_selection_cycles(64, 16, config)))
+    token = 1 + 4 + float(expected_selection_cycles(64, 32, config)) + float(filter_cycles(64, config))
+    assert run.counts.comparisons == pytest.approx(2 * 16 * (local + token))
+    assert run.counts.topk_fifo_bytes == pytest.approx(3 * run.counts.comparisons)
+    assert run.counts.dram_refreshes == pytest.approx(16 * run.total_cycles / 3900)
+
+
+def test_first_output_waits_for_the_whole_load_of_a_slow_memory():
+    slow = replace(PAPER, n_dram_channels=1)
+    run = one_layer(slow, n_keys=256, n_values=256)
+    plane = 256 * 64 / (32 * CoreTiming().achievable_bandwidth)
+    assert run.cycles_by_cause["fill_and_drain"] == pytest.approx(45 + 2 * plane + 32 + 10 + 8)
+
+
+@pytest.mark.parametrize(
+    ("cause", "shape"),
+    [
+        ("dram", {"n_keys": 1024, "n_values": 1024, "bits": 12}),
+        ("qk", {"n_keys": 64, "n_values": 64, "n_queries": 64}),
+        ("select", {"n_keys": 512, "n_values": 200, "n_queries": 1}),
+        ("value_fetch", {"n_keys": 64, "n_values": 16}),
+    ],
+)
+def test_the_pace_is_put_down_to_the_stage_that_sets_it(cause, shape):
+    few, many = (one_layer(n_heads=n, **shape).cycles_by_cause for n in (10, 20))
+    assert [name for name in CAUSES if many[name] > few[name]] == [cause]

@@ -39,6 +39,16 @@ def test_cascade_reaches_the_mean_and_never_rises(n_layers, mean_keep, unpruned_
         assert pruned[0] + pruned[-1] == pytest.approx(2 * pruned.mean())  # r_start + r_end = 2 r_avg
 
 
+def test_cascade_by_hand():
+    """12 layers, 2 unpruned: r_avg = (12 x 0.75 - 2) / 10 = 0.7, a step of 2 x 0.3 / 11 below 1; then a steep
+    one, r_avg = 0.4, whose line would end below r_avg / 2 and so ends there.
+    """
+    gentle = cascade_keep(12, 0.75, 0.15)
+    assert gentle[2] == pytest.approx(1 - 0.6 / 11) and gentle[-1] == pytest.approx(1 - 6 / 11)
+    steep = cascade_keep(12, 0.5, 0.15)
+    assert steep[2] == pytest.approx(0.6) and steep[-1] == pytest.approx(0.2)
+
+
 def test_cascade_refuses_what_the_unpruned_layers_already_exceed():
     with pytest.raises(ValueError, match=r"mean_keep must be above 0\.167, as 2 of 12 layers .* not 0\.1"):
         cascade_keep(12, 0.1, 0.15)
