@@ -140,6 +140,7 @@ def print_cosim(rows: Sequence["CosimRow"], *, as_json: bool) -> None:
         cells = (f"{row.n_beats}", f"{row.n_cycles}", checked, f"{len(row.problems)}")
         table.add_row(row.block, row.simulator, row.case, *cells)
     console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
     console.print(table)
     for row in rows:
         for problem in row.problems:
