@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks import plots, summary
 from benchmarks.paper import PAPER_EAGER, fig14
 from benchmarks.runner import read_result, write_atomically
-from benchmarks.tasks import benchmarks
+from benchmarks.tasks import PRUNING_COLUMNS, benchmarks
 from sim.baselines import ROOFLINE, platforms
 from sim.energy import actions, energy_table
 from sim.records import digest
@@ -97,7 +97,7 @@ def report_context(results: Sequence[BenchmarkResult]) -> dict[str, Any]:
         "timing": results[0].config["timing"],
         "n_results": len(results),
         "n_benchmarks": len(benchmarks()),
-        "status": summary.status(results),
+        "workload_kinds": summary.workload_kinds(results),
         "headline": headline,
         "cards": [row for row in [*headline, speedups[0]] if row.paper],
         "speedups": speedups,
@@ -110,6 +110,7 @@ def report_context(results: Sequence[BenchmarkResult]) -> dict[str, Any]:
         "eager": PAPER_EAGER,
         "energy_rows": used_energy_rows(results),
         "stand_in_dram": channel_bytes_per_s != HBM2_CHANNEL_BYTES_PER_S,
+        "pruning_rows": used_pruning_rows(results),
         "caveats": read_table(FOLDER / "paper_caveats.csv", ("topic", "fact", "effect")),
         "provenances": _distinct([result.provenance for result in results]),
         "config_digest": digest([result.config_hash for result in results]),
@@ -126,6 +127,12 @@ def used_energy_rows(results: Sequence[BenchmarkResult]) -> list[Any]:
         if number_of > 0
     }
     return [row for row in energy_table() if (row.component, row.action) in used]
+
+
+def used_pruning_rows(results: Sequence[BenchmarkResult]) -> list[dict[str, str]]:
+    """Rows of pruning.csv that the results were made with."""
+    used = {result.config["benchmark"]["setting"] for result in results}
+    return [row for row in read_table(FOLDER / "pruning.csv", PRUNING_COLUMNS) if row["setting"] in used]
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:

@@ -47,8 +47,12 @@ def of_family(results: Sequence[BenchmarkResult], name: str) -> list[BenchmarkRe
 
 def status(results: Iterable[BenchmarkResult]) -> str:
     """'simulated' and how well the workloads are known."""
-    kinds = sorted({result.workload_status for result in results}, reverse=True)
-    return f"{SIMULATED}, workload: {' and '.join(kinds)}"
+    return f"{SIMULATED}, workload: {workload_kinds(results)}"
+
+
+def workload_kinds(results: Iterable[BenchmarkResult]) -> str:
+    """'released trace', 'estimated', or both."""
+    return " and ".join(sorted({result.workload_status for result in results}, reverse=True))
 
 
 def row(result: BenchmarkResult) -> dict[str, Any]:

@@ -21,6 +21,10 @@ from sim.workload import (
 )
 
 FOLDER = Path(__file__).parent
+PRUNING_COLUMNS = (
+    "setting", "token_keep", "head_keep", "value_keep",
+    "query_bits", "key_bits", "key_lsb_bits", "value_bits", "status", "source",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +104,6 @@ def models() -> dict[str, ModelShape]:
 def pruning_settings() -> dict[str, Pruning]:
     """Settings of pruning.csv by name."""
     path = FOLDER / "pruning.csv"
-    columns = (
-        "setting", "token_keep", "head_keep", "value_keep",
-        "query_bits", "key_bits", "key_lsb_bits", "value_bits", "status", "source",
-    )  # fmt: skip
     return {
         row["setting"]: Pruning(
             token_keep=number(row, "token_keep", path),
@@ -114,7 +114,7 @@ def pruning_settings() -> dict[str, Pruning]:
             key_lsb_bits=count(row, "key_lsb_bits", path),
             value_bits=count(row, "value_bits", path),
         )
-        for row in read_table(path, columns)
+        for row in read_table(path, PRUNING_COLUMNS)
     }
 
 

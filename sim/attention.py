@@ -9,15 +9,16 @@ f the share of heads that fetch their LSBs, and M multipliers in each array:
     select   = 1 + ceil(K / P) + E(K, V)    E: expected quick-select cycles; 0 where every value is used
     fetch    = (filter + latency + max(ceil(K / P), t_V)) / fetches in flight       0 where V is not selected
     pv       = scores(V)
-    dram     = t_Q + t_K + f t_LSB + t_V    t: atoms x 32 B / (peak x achievable share)
+    dram     = t_Q + loads (t_K + f t_LSB + t_V)    t: atoms x 32 B / (peak x achievable share)
 
 The stages work on different queries and heads at once, so the slowest sets the pace:
 
     query = max(qk, softmax, select, fetch, pv)
     head  = max(n_queries query, dram)
 
-Keys and values that fit in the SRAM are read once per head and reused over its queries; a larger set is read
-again for every query. A layer cannot start before the previous one has ended (its tokens are not known):
+Keys and values that fit in half of the SRAM are read once per head and reused over its queries; those beyond
+it are read again for every query, through the other half; ``loads`` is the mean over the keys. A layer cannot
+start before the previous one has ended (its tokens are not known):
 
     front = latency + max(t_K, scores(K)) + qk, exp, divide latencies + ceil(K / lanes)
             + f (the same again for the LSB plane)
@@ -173,8 +174,9 @@ class _Model:
         self.selects = self.n_values < self.n_keys
         # Generation reads the V rows that the head selected; a sentence needs every kept V for some query.
         self.fetches_selected = self.selects & (self.n_queries == 1)
-        self.n_loads = np.where(self._fits_sram(), 1, self.n_queries)
-        """Times that K and V of a head are read."""
+        resident = np.minimum(self.n_keys, self._resident_keys())
+        self.n_loads = (resident + self.n_queries * (self.n_keys - resident)) / self.n_keys
+        """Times that a key (and its value) of a head is read, mean over the keys."""
         self.key_lines = -(-self.n_keys // chip.topk.lanes)
         self.scores_cycles = array_cycles(self.n_keys, workload.head_dim, chip.n_multipliers)
         self.pv_cycles = array_cycles(self.n_values, workload.head_dim, chip.n_multipliers)
@@ -188,9 +190,10 @@ class _Model:
                 f"n_context must be at most topk.n_max = {n_max} of {self.chip.name}, not {largest}"
             )
 
-    def _fits_sram(self) -> np.ndarray:
+    def _resident_keys(self) -> int:
+        """Keys that half of the SRAM holds."""
         row_bits = self.chip.onchip_bits * self.workload.head_dim
-        return self.n_keys <= self.chip.kv_sram_bytes // SRAM_HALVES * 8 // row_bits
+        return self.chip.kv_sram_bytes // SRAM_HALVES * 8 // row_bits
 
     def _count_atoms(self) -> None:
         """Atoms of one head: query rows, one load of K, of its LSBs (if it fetches them) and of V."""
