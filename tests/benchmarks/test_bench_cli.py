@@ -48,6 +48,7 @@ def test_report_ends_with_the_path_of_the_page(tmp_path):
     ("arguments", "message"),
     [
         (("--preset", "huge"), "preset must be one of paper, paper_eighth, plus, edge, tiny, not 'huge'"),
+        (("--jobs", "0"), "--jobs must be at least 1, not 0"),
         (("--only", "llama"), "--only 'llama' matches none of the 30 benchmarks"),
     ],
 )
