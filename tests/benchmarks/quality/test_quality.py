@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""The quality experiments on tiny models: what they compute, that they resume, and their tables and plots."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from algo.attention.decoder import load_decoder
+from algo.attention.settings import CascadeSettings
+from benchmarks.quality import language, probability, report, sentiment
+from benchmarks.quality.statistics import bootstrap_interval, mean_and_half_interval
+from benchmarks.quality.store import cached
+from benchmarks.quality.text import load_text
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, decoder_folder, encoder_folder, text_file, reviews_file):
+    """All three experiments."""
+    out = tmp_path_factory.mktemp("results")
+    setup = language.Setup(model=str(decoder_folder), n_windows=3, n_prompt=24, n_scored=10)
+    language.run(out / "language", setup, str(text_file), quiet)
+    probe = probability.Setup(models=(str(decoder_folder),), n_windows=2, window=32)
+    inputs = load_text(text_file)
+    cached(out / "probability", "tiny", {}, lambda: probability.measure(str(decoder_folder), inputs, probe))
+    train = sentiment.Setup(model=str(encoder_folder), seeds=(0, 1), n_train=None)
+    sentiment.run(out / "sentiment", train, str(reviews_file), quiet)
+    return out
+
+
+def test_dense_case_is_the_models_own_likelihood(results, decoder_folder, text_file):
+    decoder = load_decoder(decoder_folder)
+    setup = language.Setup(model=str(decoder_folder), n_windows=3, n_prompt=24, n_scored=10)
+    ids = language.windows(decoder, load_text(text_file), setup)
+    expected = decoder.score(ids, 24, CascadeSettings(prune_prompt=False))
+    saved = json.loads((results / "language" / f"{language.DENSE.name}.json").read_text())
+    assert np.allclose(saved["result"]["losses_nats"], expected, atol=1e-5)
+
+
+def test_rows_by_hand(results):
+    rows = report.summarise(results)["language"]["rows"]
+    assert len(rows) == len(language.CASES)
+    files = report.load_results(results)["language"]
+    case = language.Case(ratio=2.0, bits="6+4")
+    row = next(r for r in rows if r["token_ratio"] == 2 and r["bits"] == "6+4")
+    result, dense = files[case.name]["result"], files[language.DENSE.name]["result"]
+    losses = np.array(result["losses_nats"])
+    assert row["perplexity"] == pytest.approx(math.exp(losses.mean()))
+    assert row["loss_delta_nats"] == pytest.approx(losses.mean() - np.mean(dense["losses_nats"]))
+    lsb = np.mean(result["lsb_fraction_by_layer"])
+    assert row["lsb_fraction"] == pytest.approx(lsb) and row["kv_bits"] == pytest.approx(6 + 4 * lsb + 6)
+    kept = np.mean(result["kept_fraction_by_layer"])
+    assert row["measured_token_ratio"] == pytest.approx(2, rel=0.15)  # floors of few tokens
+    assert row["kv_traffic_reduction_vs_fp32"] == pytest.approx(64 / (row["kv_bits"] * kept))
+
+
+def test_same_traffic_mixture(results):
+    """Halfway between two static widths in bits is halfway between their losses."""
+    files = {name: file["result"] for name, file in report.load_results(results)["language"].items()}
+    low, high = (np.mean(files[language.Case(bits=bits).name]["losses_nats"]) for bits in ("6", "8"))
+    case = language.Case(bits="6+4")
+    assert language._same_traffic(case, 14.0, files) == pytest.approx(math.exp((low + high) / 2))
+    assert language._same_traffic(case, 12.0, files) == pytest.approx(math.exp(low))
+    assert language._same_traffic(case, 99.0, files) is None
+    assert language._same_traffic(language.Case(bits="6"), 14.0, files) is None
+
+
+def test_threshold_raises_the_refetch_rate(results):
+    rows = report.summarise(results)["language"]["rows"]
+    chosen = [r for r in rows if r["bits"] == "6+4" and r["token_ratio"] == 1]
+    chosen.sort(key=lambda r: r["threshold"])
+    rates = [r["lsb_fraction"] for r in chosen]
+    assert [r["threshold"] for r in chosen] == list(language.THRESHOLDS)
+    assert rates == sorted(rates) and rates[0] == 0 and rates[-1] == 1
+
+
+def test_probability_error_falls_with_bits(results):
+    data = report.summarise(results)["probability"]["models"]["tiny"]
+    # 2 windows, 6 layers, 4 heads, 32 queries
+    assert sum(data["n_rows"]) == 2 * 6 * 4 * 32
+    means = [data["by_bits"][bits]["overall_mean"] for bits in ("4", "6", "8")]
+    assert means[0] > 2 * means[1] > 4 * means[2] > 0
+    assert data["by_bits"]["4"]["rms_score_error"] > 2 * data["by_bits"]["6"]["rms_score_error"]
+
+
+def test_sentiment_summary_by_hand():
+    def result(dense: str, pruned: str):
+        return {
+            "dense_correct": dense,
+            "pruned_correct": pruned,
+            "pruned_without_finetuning_correct": "0000",
+            "settings": {},
+        }
+
+    summary = sentiment.summary([result("1100", "1110"), result("1111", "0111")])
+    assert summary["dense_accuracy"] == [0.5, 1.0] and summary["pruned_accuracy"] == [0.75, 0.75]
+    assert summary["difference"] == [0.25, -0.25] and summary["mean_difference"] == 0
+    half = 12.706 * np.std([0.25, -0.25], ddof=1) / math.sqrt(2)
+    assert summary["seed_interval_95"] == pytest.approx([-half, half])
+    low, high = summary["sentence_interval_95"]
+    assert -0.5 <= low < 0 < high <= 0.5
+
+
+def test_sentiment_learns(results):
+    summary = report.summarise(results)["sentiment"]
+    assert summary["n_test"] == 20 and summary["n_seeds"] == 2
+    settings = CascadeSettings.from_dict(summary["settings"])
+    assert settings.k_bits == settings.q_bits == settings.v_bits == 8
+    assert 6 / sum(settings.token_ratios(6)) == pytest.approx(1.9)
+
+
+def test_finished_cases_are_not_computed_again(results, decoder_folder, text_file, monkeypatch):
+    monkeypatch.setattr(language, "score_case", lambda *args: pytest.fail("computed again"))
+    setup = language.Setup(model=str(decoder_folder), n_windows=3, n_prompt=24, n_scored=10)
+    language.run(results / "language", setup, str(text_file), quiet)
+
+
+def test_other_inputs_are_computed_again(tmp_path):
+    assert cached(tmp_path, "case", {"seed": 0}, lambda: {"x": 1}) == {"x": 1}
+    assert cached(tmp_path, "case", {"seed": 0}, lambda: {"x": 2}) == {"x": 1}
+    assert cached(tmp_path, "case", {"seed": 1}, lambda: {"x": 3}) == {"x": 3}
+    (tmp_path / "case.json").write_text("{")
+    with pytest.raises(ValueError, match="is not a result file"):
+        cached(tmp_path, "case", {"seed": 1}, lambda: {"x": 4})
+
+
+def test_report_files(results, tmp_path):
+    names = {path.name for path in report.write(results, tmp_path)}
+    plots = {f"{name}.{kind}" for name in ("language", "probability", "sentiment") for kind in ("png", "svg")}
+    tables = {f"{name}.csv" for name in ("language", "probability", "sentiment")}
+    assert names == plots | tables | {"summary.json"} == {path.name for path in tmp_path.iterdir()}
+    rows = list(csv.DictReader((tmp_path / "language.csv").read_text().splitlines()))
+    assert len(rows) == len(language.CASES) and float(rows[0]["loss_delta_nats"]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"].startswith("simulated") and summary["provenance"]["command"] == "quartet quality"
+    assert (tmp_path / "language.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_report_without_results(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no quality results"):
+        report.summarise(tmp_path)
+    (tmp_path / "language").mkdir()
+    (tmp_path / "language" / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a result file"):
+        report.summarise(tmp_path)
+
+
+def test_intervals_by_hand():
+    mean, half = mean_and_half_interval(np.array([1.0, 2.0, 3.0]))
+    assert mean == 2 and half == pytest.approx(4.303 / math.sqrt(3))
+    assert math.isnan(mean_and_half_interval(np.array([1.0]))[1])
+    x = np.random.default_rng(1).normal(size=400)
+    low, high = bootstrap_interval(x)
+    assert (high - low) / 2 == pytest.approx(1.96 * x.std() / 20, rel=0.1)
+    assert low < x.mean() < high
+
+
+def test_text(tmp_path):
+    text = load_text()
+    assert len(text.content) > 100_000 and text.source.startswith("pydoc_data.topics of Python 3")
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"\xe9")
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        load_text(path)
+
+
+def test_text_too_short(decoder_folder, text_file):
+    decoder = load_decoder(decoder_folder)
+    setup = language.Setup(n_windows=1000)
+    with pytest.raises(ValueError, match="text must have at least 512000 tokens"):
+        language.windows(decoder, load_text(text_file), setup)
+
+
+def test_plot_axes_name_their_units(results):
+    rows = report.summarise(results)["language"]["rows"]
+    figure = report.language_figure(rows)
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert all("nats" in label or "%" in label for label in labels)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""``quartet train`` and ``quartet quality`` from the command line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def sentiment(encoder_folder, reviews_file, out, *more):
+    return run("train", "sentiment", encoder_folder, "--data", reviews_file, "--out", out, *more)
+
+
+def test_train_sentiment(encoder_folder, reviews_file, tmp_path):
+    options = ("--learning-rate", "0.005", "--epochs", "12", "--json")
+    done = sentiment(encoder_folder, reviews_file, tmp_path / "a", *options)
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["n_train"] == 60 and result["n_test"] == 20 and result["test_accuracy"] > 0.8
+    again = sentiment(encoder_folder, reviews_file, tmp_path / "a", *options)
+    assert json.loads(again.stdout) == result
+    further = sentiment(encoder_folder, reviews_file, tmp_path / "b", "--start", tmp_path / "a", "--json")
+    assert json.loads(further.stdout)["last_loss_nats"] < 0.5
+
+
+def test_train_language(decoder_folder, text_file, tmp_path):
+    done = run(
+        "train", "language", decoder_folder, "--text", text_file, "--window", 16, "--out", tmp_path,
+        "--learning-rate", "0.01", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["test_loss_nats"] < result["test_loss_before_nats"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--token-ratio", "9"], "token ratio must be in 1..6 (exclusive) for 6 layers, not 9.0"),
+        (["--head-ratio", "0.5"], "head ratio must be in 1..3 (exclusive) for 6 layers, not 0.5"),
+        (["--bits", "5"], "q_bits must be one of 4, 6, 8, 10, 12, not 5"),
+        (["--bits", "x"], "bits must look like 8 or 6+4, not 'x'"),
+        (["--device", "tpu"], "device must be cpu or cuda, not 'tpu'"),
+        (["--learning-rate", "0"], "learning_rate must be positive, not 0.0"),
+        (["--start", "nowhere"], "nowhere holds no finished training run"),
+        (["--data", "nowhere"], "reviews file nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(encoder_folder, reviews_file, tmp_path, more, message):
+    done = sentiment(encoder_folder, reviews_file, tmp_path, *more)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_decoder_for_the_encoder_command(decoder_folder, reviews_file, tmp_path):
+    done = sentiment(decoder_folder, reviews_file, tmp_path)
+    assert done.exit_code == 2
+    assert "model must be an encoder (bert), not 'llama', a decoder" in done.stderr
+
+
+def test_another_run_in_the_folder(encoder_folder, reviews_file, tmp_path):
+    assert sentiment(encoder_folder, reviews_file, tmp_path).exit_code == 0
+    done = sentiment(encoder_folder, reviews_file, tmp_path, "--seed", "1")
+    assert done.exit_code == 2 and "holds another run: seed 0 there, 1 here" in done.stderr
+
+
+def test_unknown_experiment(tmp_path):
+    done = run("quality", "speed", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "experiment must be one of probability, language, sentiment, not 'speed'" in done.stderr
