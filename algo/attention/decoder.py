@@ -155,6 +155,7 @@ class Decoder:
         n_tokens = ids.shape[1]
         if not 1 <= n_prompt < n_tokens:
             raise ValueError(f"n_prompt must be in 1..{n_tokens - 1}, not {n_prompt}")
+        ids = ids.to(self.model.device)
         session = self.start(ids[:, :n_prompt], settings)
         losses = []
         for i in range(n_prompt, n_tokens):

@@ -125,6 +125,36 @@ def test_prompt_pruning_leaves_the_last_token(decoder, ids):
         assert all(layer.queries[-1] == newest for layer in layers)
 
 
+def test_prompt_pruning_keeps_the_most_important_and_the_last(decoder, ids):
+    cascade = decoder.start(ids[None], SETTINGS["tokens"]).cascade
+    n_checked = 0
+    for layer in range(5):
+        keys, later = cascade.kept_tokens[layer][0], cascade.kept_tokens[layer + 1][0]
+        importance = cascade.layer_token_importance[layer][0]
+        others = keys[:-1]
+        best = others[importance[others].topk(len(later) - 1).indices]
+        assert later.tolist() == [*best.sort().values.tolist(), N_PROMPT - 1]
+        n_checked += len(later) < len(keys)
+    assert n_checked >= 4
+
+
+def test_generation_evicts_the_least_important(decoder, ids):
+    session = decoder.start(ids[None], SETTINGS["tokens-evicted"])
+    session.feed(torch.tensor([3]))
+    cascade = session.cascade  # of 15 tokens; the next pass has 16, and keeps 16
+    assert cascade.next_keys[0].tolist() == list(range(15))
+    session.feed(torch.tensor([1]))
+    importance = cascade.layer_token_importance[-1][0]
+    assert cascade.next_keys[0].tolist() == importance.topk(15).indices.sort().values.tolist()
+
+
+def test_importance_is_rescaled_between_passes(decoder, ids):
+    cascade = decoder.start(ids[None], SETTINGS["tokens-rescaled"]).cascade
+    assert torch.equal(cascade.token_importance, 0.5 * cascade.layer_token_importance[-1])
+    cascade = decoder.start(ids[None], SETTINGS["tokens"]).cascade
+    assert torch.equal(cascade.token_importance, cascade.layer_token_importance[-1])
+
+
 def test_kept_tokens_cascade(decoder, ids):
     record = decoder.run(ids, SETTINGS["tokens-evicted"], n_new=N_NEW, capture="decisions").record
     assert record.key_counts[0].tolist() == [14] * 6  # the prompt pass is dense, and so is the next
@@ -195,6 +225,19 @@ def test_lsb_rows_are_the_flat_ones(decoder, ids):
     assert not always.passes[0][0].lsb_rows[:, 0].any()
     assert always.passes[0][0].lsb_rows[:, 1:].all() and always.lsb_fractions[1].min() == 1
     assert never.lsb_fractions.max() == 0
+
+
+def test_pruned_heads_fetch_nothing(decoder, ids):
+    settings = CascadeSettings(
+        head_counts=(4, 4, 3, 2, 2, 1), k_bits=4, lsb_bits=4, lsb_threshold=1.0, value_keep=0.5
+    )
+    session = decoder.start(ids[None], settings, capture="decisions")
+    for layer in session.cascade.passes[0]:
+        pruned = np.setdiff1d(range(4), layer.heads)
+        assert not layer.lsb_rows[pruned].any() and not layer.values[pruned].any()
+        assert layer.lsb_rows[layer.heads, 1:].all() and layer.values[layer.heads].any(-1).all()
+    session.feed(torch.tensor([1]))
+    assert session.cascade.layer_lsb_fraction == [1.0] * 6
 
 
 @pytest.mark.parametrize("released", RELEASED)

@@ -96,6 +96,26 @@ def test_head_importance_and_selection(encoder, ids):
         assert result.head_importance[6][head] == result.head_importance[5][head]
 
 
+def test_a_pruned_head_scores_no_tokens(encoder, ids):
+    """Each row of probabilities sums to 1, so a layer adds heads x queries to the importances."""
+    result = encoder.run(ids, CascadeSettings(head_counts=(4, 4, 4, 3, 3, 2, 2)))
+    added = torch.stack(result.token_importance).sum(1).diff()
+    assert torch.allclose(added, 20.0 * torch.tensor([4, 4, 3, 3, 2, 2], dtype=torch.float64), rtol=1e-9)
+
+
+def test_head_importance_is_the_sum_of_absolute_outputs(encoder, ids):
+    outputs = []  # [1, n, heads * D], what the output projection of each layer receives
+    hooks = [
+        layer.attention.output.dense.register_forward_pre_hook(lambda module, args: outputs.append(args[0]))
+        for layer in encoder.model.encoder.layer
+    ]
+    result = encoder.run(ids, CascadeSettings(token_keep=0.5, value_keep=0.5))
+    for hook in hooks:
+        hook.remove()
+    by_head = torch.stack([x[0].unflatten(1, (4, 6)).abs().sum((0, 2)) for x in outputs])
+    assert torch.allclose(torch.stack(result.head_importance), by_head.cumsum(0), rtol=1e-9)
+
+
 def test_a_pruned_token_cannot_influence_later_layers(encoder, ids):
     """Overwrite everything the pruned tokens carry, just after the layer that pruned them."""
     settings = CascadeSettings(token_keep=0.5)
