@@ -57,7 +57,7 @@ PRESETS: dict[str, ChipConfig] = {
         ChipConfig(
             name="edge",
             clock_hz=1e8,
-            n_multipliers=32,
+            n_multipliers=64,
             kv_sram_bytes=24_576,
             n_dram_channels=1,
             dram_bytes_per_cycle=8,
@@ -66,11 +66,11 @@ PRESETS: dict[str, ChipConfig] = {
         ),
         ChipConfig(
             name="tiny",
-            n_multipliers=16,
-            kv_sram_bytes=6_144,
+            n_multipliers=64,
+            kv_sram_bytes=12_288,
             n_dram_channels=1,
             dram_bytes_per_cycle=8,
-            softmax_lanes=1,
+            softmax_lanes=2,
             topk=TopKConfig(lanes=4),
         ),
     )
