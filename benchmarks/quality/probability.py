@@ -2,7 +2,7 @@
 """How far quantised scores move attention probabilities, against the row's largest one (paper, Fig. 7).
 
 The paper's argument for progressive quantisation: a score error ds on the largest of a row moves the
-probabilities by 2 ds p (1 - p) in total (section III-D), so a row dominated by one token is safe on few bits.
+probabilities by 2 ds p (1 - p) in total, so a row dominated by one token is safe on few bits.
 Measured here on the attention of real models over real text, Q at 12 bits.
 """
 

@@ -300,7 +300,13 @@ def _probability_rows(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _sentiment_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    keys = ("dense_accuracy", "pruned_without_finetuning_accuracy", "pruned_accuracy", "difference")
+    keys = (
+        "base_accuracy",
+        "dense_accuracy",
+        "pruned_without_finetuning_accuracy",
+        "pruned_accuracy",
+        "difference",
+    )
     return [{"seed_index": i, **{key: result[key][i] for key in keys}} for i in range(result["n_seeds"])]
 
 

@@ -92,6 +92,7 @@ def test_probability_error_falls_with_bits(results):
 def test_sentiment_summary_by_hand():
     def result(dense: str, pruned: str):
         return {
+            "base_correct": "0001",
             "dense_correct": dense,
             "pruned_correct": pruned,
             "pruned_without_finetuning_correct": "0000",
@@ -100,6 +101,7 @@ def test_sentiment_summary_by_hand():
 
     summary = sentiment.summary([result("1100", "1110"), result("1111", "0111")])
     assert summary["dense_accuracy"] == [0.5, 1.0] and summary["pruned_accuracy"] == [0.75, 0.75]
+    assert summary["base_accuracy"] == [0.25, 0.25]
     assert summary["difference"] == [0.25, -0.25] and summary["mean_difference"] == 0
     half = 12.706 * np.std([0.25, -0.25], ddof=1) / math.sqrt(2)
     assert summary["seed_interval_95"] == pytest.approx([-half, half])
