@@ -13,7 +13,7 @@ from sim.tables import number, read_table
 FIG14_PATH = Path(__file__).with_name("paper_fig14.csv")
 HEADLINE_PATH = Path(__file__).with_name("paper_headline.csv")
 PAPER_EAGER = "eager PyTorch, timed by the paper"
-"""Kind of the baseline of Fig. 14: batch 1, cuDNN or MKL, SpAtten section V-A."""
+"""Kind of the baseline of Fig. 14: batch 1, cuDNN or MKL, as in SpAtten's evaluation set-up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

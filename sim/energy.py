@@ -16,7 +16,7 @@ CHIP_NODE_NM = 40
 """SpAtten: TSMC 40 nm (Table I)."""
 
 EXP_MULTIPLIES, EXP_ADDS = 5, 5
-"""Fifth-order Taylor series by fused multiply-adds (SpAtten section IV-D)."""
+"""Fifth-order Taylor series by fused multiply-adds (SpAtten, softmax module)."""
 DIVIDE_MULTIPLIES, DIVIDE_ADDS = 4, 4
 """Estimated: two Newton-Raphson steps of two fused multiply-adds; Horowitz lists no divider."""
 SCALE_MULTIPLIES = 2

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What the attention core has to do: every layer of every pass, after pruning, with its bit widths."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from algo.attention import settings
 from sim.records import reject_negative
 
-UNPRUNED_TOKEN_LAYERS = 0.15
-"""Share of the layers, from the front, in which no token is pruned (SpAtten section III-A)."""
-UNPRUNED_HEAD_LAYERS = 0.30
-"""Share of the layers, from the front, in which no head is pruned (SpAtten section III-B)."""
 ONCHIP_BITS = 12
 """Operand width of the published arrays; a dense run fetches K and V at this width."""
 
@@ -143,33 +139,16 @@ class Pruning:
         reject_negative(self)
 
 
-def cascade_keep(n_layers: int, mean_keep: float, unpruned_share: float) -> np.ndarray:
-    """Share kept in each layer, float64[n_layers]: 1 in the first layers, then falling linearly.
+def cascade_keep(n_layers: int, mean_keep: float, unpruned_share: float) -> list[float]:
+    """Share kept in each layer: 1 in the first layers, then the linear schedule of the algorithm.
 
-    SpAtten section III-A fixes r_start + r_end = 2 r_avg over the pruned layers and leaves r_start open.
-    Three choices here: ``mean_keep`` is the mean over *all* layers, as the paper's overall ratios are; the
-    line starts one step below the unpruned layers' 1, unless that would end below r_avg / 2, in which case it
-    ends there; and the number of unpruned layers is rounded up.
-    ValueError where the unpruned layers alone keep more than ``mean_keep``.
+    ``mean_keep`` is the mean over *all* layers, as the paper's overall ratios are; the schedule itself is
+    :func:`algo.attention.settings.keep_schedule`. ValueError where the unpruned layers alone exceed it.
     """
-    n_unpruned = math.ceil(unpruned_share * n_layers - 1e-9)
-    n_pruned = n_layers - n_unpruned
-    if mean_keep >= 1 or n_pruned == 0:
-        return np.ones(n_layers)
-    pruned_mean = (mean_keep * n_layers - n_unpruned) / n_pruned
-    if pruned_mean <= 0:
-        raise ValueError(
-            f"mean_keep must be above {n_unpruned / n_layers:.3f}, as {n_unpruned} of {n_layers} layers are "
-            f"not pruned, not {mean_keep:g}"
-        )
-    step = 2 * (1 - pruned_mean) / (n_pruned + 1)
-    end = max(1 - n_pruned * step, pruned_mean / 2)
-    return np.concatenate([np.ones(n_unpruned), np.linspace(2 * pruned_mean - end, end, n_pruned)])
-
-
-def kept(n: int, keep: float) -> int:
-    """``keep`` of ``n``, rounded half up, at least 1."""
-    return max(1, math.floor(n * keep + 0.5))
+    if mean_keep >= 1:
+        return [1.0] * n_layers
+    r_avg = settings.mean_keep(1 / mean_keep, n_layers, unpruned_share)
+    return settings.keep_schedule(n_layers, r_avg, unpruned_share)
 
 
 def summarisation(name: str, shape: ModelShape, n_tokens: int, pruning: Pruning) -> Workload:
@@ -188,10 +167,10 @@ def generation(name: str, shape: ModelShape, n_prompt: int, n_generated: int, pr
 
 
 def _cascade(shape: ModelShape, pruning: Pruning, n_tokens: int, token: int | None) -> list[LayerPass]:
-    token_keep = cascade_keep(shape.n_layers, pruning.token_keep, UNPRUNED_TOKEN_LAYERS)
-    head_keep = cascade_keep(shape.n_layers, pruning.head_keep, UNPRUNED_HEAD_LAYERS)
-    n_keys = [kept(n_tokens, keep) for keep in token_keep]
-    n_heads = [kept(shape.n_heads, keep) for keep in head_keep]
+    token_keep = cascade_keep(shape.n_layers, pruning.token_keep, settings.TOKEN_FREE_FRACTION)
+    head_keep = cascade_keep(shape.n_layers, pruning.head_keep, settings.HEAD_FREE_FRACTION)
+    n_keys = [settings.floor_count(keep, n_tokens) for keep in token_keep]
+    n_heads = [settings.nearest_count(keep, shape.n_heads) for keep in head_keep]
     return [
         LayerPass(
             token=token or 0,
@@ -200,7 +179,7 @@ def _cascade(shape: ModelShape, pruning: Pruning, n_tokens: int, token: int | No
             n_queries=n_keys[layer] if token is None else 1,
             n_context=n_keys[layer] if token is None else n_tokens,
             n_keys=n_keys[layer],
-            n_values=kept(n_keys[layer], pruning.value_keep),
+            n_values=settings.floor_count(pruning.value_keep, n_keys[layer]),
             lsb_fraction=pruning.lsb_fraction,
             token_topk=_selected(n_keys, layer),
             token_candidates=n_keys[layer] if _selected(n_keys, layer) else 0,

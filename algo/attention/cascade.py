@@ -191,7 +191,7 @@ class Cascade:
 
         q : float[B, H, n, D]; k, v : float[B, G, n, D], of the rows of this pass; ``scaling`` is 1/sqrt(D).
         Returns float[B, H, n, D]; a pruned head gives zeros. Pruned values count as 0 and the remaining
-        probabilities are not renormalised (paper, section III-C).
+        probabilities are not renormalised (paper, local value pruning).
         """
         scales = self._scales(layer, q, k, v)
         if scales.q is not None:
@@ -295,7 +295,7 @@ class Cascade:
             scores = scores_with(k)
             return scores, scores.softmax(-1), None
         scores = scores_with(msb_plane(k, self.settings.lsb_bits))
-        # Paper, section III-D: a flat row is not safe on MSBs alone; fetch the LSBs and redo it once.
+        # Progressive quantisation: a flat row is not safe on MSBs alone; fetch the LSBs, redo it once.
         lsb_rows = scores.detach().softmax(-1).amax(-1) < self.settings.lsb_threshold
         lsb_rows = lsb_rows & self.heads[:, :, None]
         if lsb_rows.any():

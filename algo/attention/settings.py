@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 BIT_WIDTHS = (4, 6, 8, 10, 12)
 TOKEN_FREE_FRACTION = 0.15
-"""Leading share of layers that keep every token (paper, section III-A)."""
+"""Leading share of layers that keep every token (paper, cascade token pruning)."""
 HEAD_FREE_FRACTION = 0.30
-"""Leading share of layers that keep every head (paper, section III-B)."""
+"""Leading share of layers that keep every head (paper, cascade head pruning)."""
 
 
 def n_free_layers(n_layers: int, fraction: float) -> int:
@@ -23,9 +23,9 @@ def keep_schedule(
 ) -> list[float]:
     """Keep ratio of each layer: 1 in the leading layers, then linear from r_start to r_end.
 
-    ``mean`` is r_avg, the mean keep ratio of the *pruned* layers: r_start + r_end = 2 r_avg (paper,
-    section III-A). The paper leaves r_start open; the default is min(1, 1.5 r_avg), the steepest slope
-    that never goes below r_avg / 2. With one pruned layer it keeps r_avg.
+    ``mean`` is r_avg, the mean keep ratio of the *pruned* layers: r_start + r_end = 2 r_avg (paper, cascade
+    token pruning). The paper leaves r_start open; the default is min(1, 1.5 r_avg), the steepest slope that
+    never goes below r_avg / 2. With one pruned layer it keeps r_avg.
 
     Raises ValueError where r_start is not in mean..min(1, 2 mean): a cascade cannot regain tokens.
     """
@@ -61,6 +61,11 @@ def floor_count(ratio: float, n: int) -> int:
     The small addend keeps products that are whole in decimal, such as 0.29 * 100, from falling short.
     """
     return max(1, math.floor(ratio * n + 1e-9))
+
+
+def nearest_count(ratio: float, n: int) -> int:
+    """``ratio * n`` to the nearest, halves up, at least 1: what head counts use."""
+    return max(1, math.floor(ratio * n + 0.5))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +171,7 @@ class CascadeSettings:
         """
         if self.head_counts is None:
             ratios = keep_schedule(n_layers, self.head_keep, HEAD_FREE_FRACTION)
-            return [max(1, math.floor(ratio * n_heads + 0.5)) for ratio in ratios]
+            return [nearest_count(ratio, n_heads) for ratio in ratios]
         for layer, count in enumerate(_of_length("head_counts", self.head_counts, n_layers)):
             if count > n_heads:
                 raise ValueError(

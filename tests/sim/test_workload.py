@@ -14,7 +14,6 @@ from sim.workload import (
     ScheduleLayer,
     cascade_keep,
     generation,
-    kept,
     scheduled_generation,
     summarisation,
 )
@@ -29,7 +28,7 @@ def test_cascade_reaches_the_mean_and_never_rises(n_layers, mean_keep, unpruned_
     unpruned = int(np.ceil(unpruned_share * n_layers - 1e-9))
     if unpruned / n_layers >= mean_keep:
         return
-    keep = cascade_keep(n_layers, mean_keep, unpruned_share)
+    keep = np.array(cascade_keep(n_layers, mean_keep, unpruned_share))
     assert len(keep) == n_layers
     assert (keep[:unpruned] == 1).all()
     assert (np.diff(keep) <= 1e-12).all() and keep[-1] > 0 and keep[0] <= 1
@@ -40,22 +39,18 @@ def test_cascade_reaches_the_mean_and_never_rises(n_layers, mean_keep, unpruned_
 
 
 def test_cascade_by_hand():
-    """12 layers, 2 unpruned: r_avg = (12 x 0.75 - 2) / 10 = 0.7, a step of 2 x 0.3 / 11 below 1; then a steep
-    one, r_avg = 0.4, whose line would end below r_avg / 2 and so ends there.
+    """12 layers, 2 unpruned. Mean 0.75: r_avg = (12 x 0.75 - 2) / 10 = 0.7, from 1 to 0.4; mean 0.5: r_avg
+    0.4, from 1.5 r_avg to r_avg / 2.
     """
     gentle = cascade_keep(12, 0.75, 0.15)
-    assert gentle[2] == pytest.approx(1 - 0.6 / 11) and gentle[-1] == pytest.approx(1 - 6 / 11)
+    assert (gentle[2], gentle[-1]) == (pytest.approx(1.0), pytest.approx(0.4))
     steep = cascade_keep(12, 0.5, 0.15)
-    assert steep[2] == pytest.approx(0.6) and steep[-1] == pytest.approx(0.2)
+    assert (steep[2], steep[-1]) == (pytest.approx(0.6), pytest.approx(0.2))
 
 
 def test_cascade_refuses_what_the_unpruned_layers_already_exceed():
-    with pytest.raises(ValueError, match=r"mean_keep must be above 0\.167, as 2 of 12 layers .* not 0\.1"):
+    with pytest.raises(ValueError, match=r"ratio must be in 1\.\.6 .* for 12 layers, not 10"):
         cascade_keep(12, 0.1, 0.15)
-
-
-def test_kept_rounds_half_up_and_keeps_one():
-    assert [kept(10, 0.25), kept(10, 0.24), kept(11, 0.01)] == [3, 2, 1]
 
 
 def test_dense_summarisation_counts_every_product():
