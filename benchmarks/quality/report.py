@@ -320,7 +320,7 @@ def print_summary(folder: Path, written: list[Path], *, as_json: bool) -> None:
         print(json.dumps(summary, indent=1))
         return
     console = Console(highlight=False)
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 130)
     if "language" in summary:
         console.print(_language_table(summary["language"]["rows"]))
     if "probability" in summary:
@@ -336,8 +336,10 @@ def print_summary(folder: Path, written: list[Path], *, as_json: bool) -> None:
 
 def _language_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Perplexity of SmolLM2, no fine-tuning", title_justify="left")
-    heads = ("tokens", "bits", "threshold", "perplexity", "loss over dense, nats", "LSB rows", "K+V bits",
-             "traffic cut", "static, same traffic")  # fmt: skip
+    heads = (
+        "tokens", "bits", "threshold", "perplexity", "nats over dense", "LSB rows", "K+V bits",
+        "traffic cut", "same traffic, static",
+    )  # fmt: skip
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:

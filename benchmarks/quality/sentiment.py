@@ -2,8 +2,8 @@
 """Accuracy of an encoder on movie-review sentiment: pruned and quantised, fine-tuned, against dense.
 
 The paper's protocol: fine-tune dense, prune, fine-tune again. For each seed three runs in a row: ``base`` and
-``dense`` (the same again, to see whether dense training still gains), then ``pruned`` from there. All are tested
-on the same sentences: differences are paired.
+``dense`` (the same again, to see whether dense training still gains), then ``pruned`` from there. All are
+tested on the same sentences: differences are paired.
 """
 
 import hashlib
