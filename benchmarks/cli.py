@@ -19,6 +19,10 @@ app = typer.Typer(
 )
 
 PRESET_HELP = "Chip: paper, paper_eighth, plus, edge or tiny."
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field of the chip, such as topk.lanes=8; repeatable."),
+]
 
 
 @contextmanager
@@ -93,15 +97,16 @@ def report(
 def rtl(
     blocks: Annotated[list[str] | None, typer.Argument(help="Blocks to write; all if none is named.")] = None,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
+    changes: Changes = None,
     out: Annotated[Path, typer.Option(help="Folder; the files go to OUT/PRESET.")] = Path("rtl_out"),
 ) -> None:
     """Write Verilog, a FuseSoC core file for each block, and manifest.json; prints the Verilog files."""
     with user_input():
-        from hw.config import preset as preset_named
+        from hw.config import chip_of
         from hw.export import write_rtl
         from hw.registry import BLOCKS, block
 
-        chip, chosen = preset_named(preset), [block(name) for name in blocks or BLOCKS]
+        chip, chosen = chip_of(preset, changes or ()), [block(name) for name in blocks or BLOCKS]
         paths = write_rtl(chosen, chip, out)
     for path in paths:
         print(path)
@@ -111,6 +116,7 @@ def rtl(
 def cosim(
     blocks: Annotated[list[str] | None, typer.Argument(help="Blocks to run; all if none is named.")] = None,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
+    changes: Changes = None,
     sim: Annotated[
         str | None, typer.Option(help="verilator or icarus; default: all that are installed.")
     ] = None,
@@ -126,10 +132,10 @@ def cosim(
     from benchmarks.console import print_cosim
 
     with user_input():
-        from hw.config import preset as preset_named
+        from hw.config import chip_of
         from hw.registry import BLOCKS, block
 
-        chip, chosen = preset_named(preset), [block(name) for name in blocks or BLOCKS]
+        chip, chosen = chip_of(preset, changes or ()), [block(name) for name in blocks or BLOCKS]
         simulators, left_out = cosimulation.simulators(sim)
     for reason in left_out:
         print(f"quartet: left out: {reason}", file=sys.stderr)
@@ -147,12 +153,35 @@ def cosim(
 
 
 @app.command()
+def topk(
+    elements: Annotated[list[int], typer.Argument(help="Unsigned integers.")],
+    k: Annotated[int, typer.Option("-k", "--k", help="How many to keep.")],
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
+    changes: Changes = None,
+    seed: Annotated[int, typer.Option(min=1, max=65535, help="State of the pivots' LFSR.")] = 1,
+    rtl: Annotated[bool, typer.Option("--rtl", help="Run the simulated Verilog.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Send one request through the top-k engine: what it keeps, its passes and cycles."""
+    with user_input():
+        from benchmarks.console import print_selection
+        from benchmarks.selection import run_request
+        from hw.config import chip_of
+
+        result = run_request(elements, k, chip_of(preset, changes or ()).topk, seed=seed, rtl=rtl)
+    print_selection(result, as_json=as_json)
+    if result.mismatches:
+        raise typer.Exit(1)
+
+
+@app.command()
 def run(
     model: Annotated[str, typer.Argument(help="minilm, or a folder with a Hugging Face BERT model.")],
     text: Annotated[str | None, typer.Option(help="The text to encode.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
     keep: Annotated[float, typer.Option(help="Mean share of tokens kept by the pruned layers, 0..1.")] = 0.5,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
+    changes: Changes = None,
     rtl: Annotated[bool, typer.Option("--rtl", help="Select tokens in the simulated Verilog.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -162,9 +191,9 @@ def run(
         from algo.attention.settings import CascadeSettings
         from benchmarks.console import print_run
         from benchmarks.pruned_run import engine_for, read_text, run_text
-        from hw.config import preset as preset_named
+        from hw.config import chip_of
 
-        chip, settings = preset_named(preset), CascadeSettings(token_keep=keep)
+        chip, settings = chip_of(preset, changes or ()), CascadeSettings(token_keep=keep)
         words = read_text(text, file)
         encoder = load_encoder(model)
         ids = encoder.token_ids(words)

@@ -22,6 +22,7 @@ from sim.result import BenchmarkResult
 if TYPE_CHECKING:  # these need Amaranth or torch, which quartet bench does without
     from benchmarks.cosimulation import CosimRow
     from benchmarks.pruned_run import PrunedRun
+    from benchmarks.selection import Selection
 
 TABLE_WIDTH = 130
 """Columns that the tables need; used where stdout is no terminal, or a narrower one."""
@@ -149,6 +150,20 @@ def print_cosim(rows: Sequence["CosimRow"], *, as_json: bool) -> None:
     print(
         f"{len(rows)} cases, {sum(row.n_beats for row in rows)} output beats, {n_wrong} cases with a mismatch"
     )
+
+
+def print_selection(selection: "Selection", *, as_json: bool) -> None:
+    """One request to the top-k engine."""
+    if as_json:
+        print(json.dumps(asdict(selection), indent=1))
+        return
+    print("kept values   ", *selection.values)
+    print("at positions  ", *selection.indices)
+    print("lines a pass  ", *selection.pass_lines)
+    print(f"cycles         {selection.selection_cycles} to select, {selection.first_to_last_cycles} in all")
+    print(f"engine         {selection.engine}")
+    for mismatch in selection.mismatches:
+        print(f"mismatch: {mismatch}")
 
 
 def print_run(run: "PrunedRun", *, as_json: bool) -> None:

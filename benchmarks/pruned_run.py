@@ -4,17 +4,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from algo.attention.encoder import Encoder
 from algo.attention.settings import CascadeSettings
-from hw.harness.job import judge, unpack_fields
-from hw.registry import BLOCKS
+from benchmarks.selection import Selection, run_request
 from hw.topk.config import TopKConfig
-from hw.topk.cycles import TopKTiming, replay
-from hw.topk.golden import check_request, top_k
-from hw.topk.vectors import case
 
 
 class TopKEngine:
@@ -27,8 +22,7 @@ class TopKEngine:
     def __init__(self, config: TopKConfig, importance_bound: int, *, rtl: bool) -> None:
         self.config, self.rtl = config, rtl
         self.fraction_bits = config.element_bits - importance_bound.bit_length()
-        self.timings: list[TopKTiming] = []
-        self.mismatches: list[str] = []
+        self.selections: list[Selection] = []
 
     def quantise(self, scores: torch.Tensor) -> torch.Tensor:
         """int64[n] in units of 2**-fraction_bits."""
@@ -36,28 +30,9 @@ class TopKEngine:
 
     def select(self, scores: torch.Tensor, k: int) -> torch.Tensor:
         """Positions of the k largest scores, ascending; from the simulated Verilog where ``rtl``."""
-        elements = self.quantise(scores)
-        check_request(elements, k, self.config)
-        seed = len(self.timings) + 1
-        request = (elements.numpy(), k, seed)
-        self.timings.append(replay([request], self.config)[0])
-        _, kept = top_k(elements, k, self.config)
-        return self._simulate(request) if self.rtl else kept
-
-    def _simulate(self, request: tuple[np.ndarray, int, int]) -> torch.Tensor:
-        from hw.harness import verilated
-
-        name = f"selection {request[2]}"
-        one = case(name, [request], self.config, np.random.default_rng(0))
-        log = verilated.run_cases(BLOCKS["topk"], self.config, [one])[0]
-        self.mismatches += [f"{name}: {problem}" for problem in judge(one, log).problems]
-        lanes = self.config.lanes
-        layout = [
-            (lanes, self.config.element_bits), (lanes, self.config.index_bits),
-            (1, lanes.bit_length()), (1, 1),
-        ]  # fmt: skip
-        _, index, count, _ = unpack_fields(log.beats["o"], layout)
-        return torch.from_numpy(index[np.arange(lanes) < count])
+        elements, seed = self.quantise(scores).tolist(), len(self.selections) + 1
+        self.selections.append(run_request(elements, k, self.config, seed=seed, rtl=self.rtl))
+        return torch.tensor(self.selections[-1].indices, dtype=torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +89,22 @@ def run_text(encoder: Encoder, ids: torch.Tensor, settings: CascadeSettings, eng
     return PrunedRun(
         model=encoder.name,
         tokens=tuple(_words(encoder, ids)),
-        layers=_layers(encoder, ids, pruned.kept_tokens, engine.timings),
+        layers=_layers(encoder, ids, pruned.kept_tokens, engine.selections),
         cosine_similarity=float(torch.cosine_similarity(full.embedding, pruned.embedding, dim=0)),
         fraction_bits=engine.fraction_bits,
-        engine_cycles=sum(timing.first_to_last_cycles for timing in engine.timings),
+        engine_cycles=sum(timing.first_to_last_cycles for timing in engine.selections),
         engine="Verilog, simulated" if engine.rtl else "golden model, replayed cycles",
-        mismatches=tuple(engine.mismatches),
+        mismatches=tuple(
+            f"selection {number}: {mismatch}"
+            for number, selection in enumerate(engine.selections)
+            for mismatch in selection.mismatches
+        ),
     )
 
 
-def _layers(encoder: Encoder, ids: torch.Tensor, kept, timings: list[TopKTiming]) -> tuple[LayerRow, ...]:
+def _layers(encoder: Encoder, ids: torch.Tensor, kept, selections: list[Selection]) -> tuple[LayerRow, ...]:
     """The selections in order belong to the layers that hold fewer tokens than the one before."""
-    left = iter(timings)
+    left = iter(selections)
     rows, before = [], len(ids)
     for layer, positions in enumerate(kept):
         selected = len(positions) < before

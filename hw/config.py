@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The chip as one nested configuration, and the named presets that RTL, model and report share."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from hw.topk.config import TopKConfig
 
@@ -82,3 +84,36 @@ def preset(name: str) -> ChipConfig:
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
     return PRESETS[name]
+
+
+def chip_of(name: str, changes: Sequence[str] = ()) -> ChipConfig:
+    """A preset with some fields changed, such as ``n_multipliers=256`` or ``topk.lanes=8``.
+
+    ValueError naming what is allowed where a field is unknown, a value is no number, or it is out of range.
+    """
+    chip = preset(name)
+    for change in changes:
+        path, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"a change must look like topk.lanes=8, not {change!r}")
+        chip = _changed(chip, path.strip().split("."), value.strip())
+    return chip
+
+
+def _changed(config: Any, path: list[str], value: str) -> Any:
+    known = [f.name for f in fields(config) if f.name != "name"]
+    if path[0] not in known:
+        raise ValueError(f"field must be one of {', '.join(known)}, not {path[0]!r}")
+    old = getattr(config, path[0])
+    if is_dataclass(old) != (len(path) > 1):
+        raise ValueError(
+            f"field {path[0]!r} {'is a group: name one of its fields' if len(path) == 1 else 'has no fields'}"
+        )
+    if len(path) > 1:
+        return replace(config, **{path[0]: _changed(old, path[1:], value)})
+    try:
+        return replace(config, **{path[0]: type(old)(value)})
+    except ValueError as error:
+        if "invalid literal" in str(error) or "could not convert" in str(error):
+            raise ValueError(f"{path[0]} must be a number, not {value!r}") from None
+        raise

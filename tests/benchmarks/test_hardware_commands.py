@@ -29,6 +29,17 @@ def quartet(*arguments: str):
         (("run", "no-such-folder", "--text", "x"), "no-such-folder"),
         (("run", "minilm", "--text", "x", "--keep", "0"), "token_keep must be above 0 and at most 1, not 0"),
         (("run", "minilm", "--text", "x", "--keep", "1.5"), "token_keep must be above 0 and at most 1"),
+        (("topk", "3", "1", "-k", "3"), "k must be in 0..2 (n), not 3"),
+        (
+            ("topk", "3", "1", "-k", "1", "--set", "topk.lanes=3"),
+            "lanes must be a power of two in 1..32, not 3",
+        ),
+        (("topk", "3", "-k", "1", "--set", "topk.element_bits=99"), "element_bits must be in 8..32, not 99"),
+        (("rtl", "topk", "--set", "lanes=4"), "field must be one of clock_hz"),
+        (("rtl", "topk", "--set", "topk=4"), "field 'topk' is a group"),
+        (("rtl", "topk", "--set", "clock_hz.x=4"), "field 'clock_hz' has no fields"),
+        (("rtl", "topk", "--set", "topk.lanes"), "a change must look like topk.lanes=8, not 'topk.lanes'"),
+        (("rtl", "topk", "--set", "topk.lanes=four"), "lanes must be a number, not 'four'"),
         (("run", "minilm"), "give either --text or --file"),
         (("run", "minilm", "--file", "no-such-file"), "no-such-file"),
     ],
@@ -47,6 +58,18 @@ def test_rtl_prints_the_files_it_wrote(tmp_path):
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path}/tiny/zero_eliminator.v\n"
     assert (tmp_path / "tiny" / "zero_eliminator.v").read_text().startswith("\nmodule zero_eliminator(")
+
+
+@pytest.mark.parametrize("options", [(), ("--rtl",)], ids=["golden", "verilog"])
+def test_topk_runs_one_request(options):
+    chip = ("--preset", "tiny", "--set", "topk.lanes=4")
+    result = quartet(
+        "topk", "3", "1", "4", "1", "5", "9", "2", "6", "5", "-k", "4", "--json", *chip, *options
+    )
+    assert result.exit_code == 0
+    selection = json.loads(result.stdout)
+    assert (selection["values"], selection["indices"]) == ([5, 9, 6, 5], [4, 5, 7, 8])
+    assert selection["mismatches"] == [] and selection["first_to_last_cycles"] > 9
 
 
 def test_cosim_reports_every_case():
