@@ -87,7 +87,7 @@ def preset(name: str) -> ChipConfig:
 
 
 def chip_of(name: str, changes: Sequence[str] = ()) -> ChipConfig:
-    """A preset with some fields changed, such as ``n_multipliers=256`` or ``topk.lanes=8``.
+    """A preset with some fields changed, such as ``n_multipliers=256`` or ``topk.lanes=8``, named after both.
 
     ValueError naming what is allowed where a field is unknown, a value is no number, or it is out of range.
     """
@@ -97,7 +97,7 @@ def chip_of(name: str, changes: Sequence[str] = ()) -> ChipConfig:
         if not equals:
             raise ValueError(f"a change must look like topk.lanes=8, not {change!r}")
         chip = _changed(chip, path.strip().split("."), value.strip())
-    return chip
+    return replace(chip, name="-".join([name, *(change.replace("=", "") for change in changes)]))
 
 
 def _changed(config: Any, path: list[str], value: str) -> Any:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from hw.config import PRESETS, preset
+from hw.config import PRESETS, chip_of, preset
 from hw.export import write_rtl
 from hw.harness.build import verilator_environment
 from hw.registry import BLOCKS, block
@@ -58,6 +58,13 @@ def test_foreign_manifest_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="is not a manifest of this tool"):
         write_rtl([block("topk")], preset("tiny"), tmp_path)
     assert (tmp_path / "tiny" / "manifest.json").read_text() == "[1, 2"
+
+
+def test_a_changed_preset_has_a_name_and_a_folder_of_its_own(tmp_path):
+    chip = chip_of("tiny", ["topk.lanes=2", "clock_hz=5e8"])
+    assert (chip.name, chip.topk.lanes, chip.clock_hz) == ("tiny-topk.lanes2-clock_hz5e8", 2, 5e8)
+    assert chip_of("tiny") == preset("tiny")
+    assert write_rtl([block("zero_eliminator")], chip, tmp_path)[0].parent.name == chip.name
 
 
 def test_unknown_names_are_rejected():
