@@ -176,30 +176,50 @@ def topk(
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="minilm, or a folder with a Hugging Face BERT model.")],
-    text: Annotated[str | None, typer.Option(help="The text to encode.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="minilm, smollm2, or a Hugging Face BERT, GPT-2 or Llama folder.")
+    ],
+    text: Annotated[str | None, typer.Option(help="The text.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
+    generate: Annotated[int, typer.Option(min=1, help="Decoders: tokens to generate.")] = 16,
     keep: Annotated[float, typer.Option(help="Mean share of tokens kept by the pruned layers, 0..1.")] = 0.5,
+    heads: Annotated[float, typer.Option(help="Mean share of heads kept by the pruned layers.")] = 1.0,
+    values: Annotated[float, typer.Option(help="Share of the V vectors fetched, per head and query.")] = 1.0,
+    bits: Annotated[str | None, typer.Option(help="8 (static) or 6+4 (progressive); default: float.")] = None,
+    threshold: Annotated[float, typer.Option(help="Progressive: below this maximum fetch the LSBs.")] = 0.1,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
     changes: Changes = None,
-    rtl: Annotated[bool, typer.Option("--rtl", help="Select tokens in the simulated Verilog.")] = False,
+    rtl: Annotated[
+        bool, typer.Option("--rtl", help="Select tokens and heads in the simulated Verilog.")
+    ] = False,
+    record: Annotated[Path | None, typer.Option(help="Folder for the record of the pruned run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Run a real model whose tokens the top-k engine prunes layer by layer. Exit code 1 on a mismatch."""
+    """Run a real model whose cascade the top-k engine decides, beside the full one. Exit 1 on a mismatch."""
     with user_input():
-        from algo.attention.encoder import load_encoder
-        from algo.attention.settings import CascadeSettings
+        from algo.attention.encoder import Encoder
+        from algo.attention.settings import CascadeSettings, parse_bits
         from benchmarks.console import print_run
-        from benchmarks.pruned_run import engine_for, read_text, run_text
+        from benchmarks.pruned_run import check_length, load_model, read_text, run_decoder, run_encoder
         from hw.config import chip_of
 
-        chip, settings = chip_of(preset, changes or ()), CascadeSettings(token_keep=keep)
+        config = chip_of(preset, changes or ()).topk
+        options: dict[str, Any] = {**parse_bits(bits)} if bits else {}
+        settings = CascadeSettings(
+            token_keep=keep, head_keep=heads, value_keep=values, lsb_threshold=threshold, **options
+        )
         words = read_text(text, file)
-        encoder = load_encoder(model)
-        ids = encoder.token_ids(words)
-        engine = engine_for(encoder, ids, chip.topk, rtl=rtl)
-    result = run_text(encoder, ids, settings, engine)
+        loaded = load_model(model)
+        n_new = 0 if isinstance(loaded, Encoder) else generate
+        ids = loaded.token_ids(words) if isinstance(loaded, Encoder) else loaded.token_ids(words, n_new)
+        check_length(len(ids) + n_new, config)
+    if isinstance(loaded, Encoder):
+        result, recorded = run_encoder(loaded, ids, settings, config, rtl=rtl)
+    else:
+        result, recorded = run_decoder(loaded, ids, n_new, settings, config, rtl=rtl)
     print_run(result, as_json=as_json)
+    if record:
+        print(f"record: {recorded.save(record)}", file=sys.stderr)
     if result.mismatches:
         raise typer.Exit(1)
 

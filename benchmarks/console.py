@@ -167,25 +167,36 @@ def print_selection(selection: "Selection", *, as_json: bool) -> None:
 
 
 def print_run(run: "PrunedRun", *, as_json: bool) -> None:
-    """The text layer by layer, a dot for each pruned token, and what pruning did to the embedding."""
+    """The text layer by layer, a dot for each pruned token, and what pruning cost and saved."""
     if as_json:
         print(json.dumps({**asdict(run), "mean_token_keep": run.mean_token_keep}, indent=1))
         return
-    table = _table(f"{run.model}: tokens in each layer", ("layer",), ("tokens", "engine\ncycles"))
-    table.add_column("text", overflow="fold")
+    what = "the last token generated" if run.outputs else "the text"
+    table = _table(f"{run.model}: {what}, layer by layer", ("layer",), ("heads", "tokens", "engine\ncycles"))
+    table.add_column("kept", overflow="fold")
     for column in table.columns:
         column.vertical = "top"
+    shown = None
     for row in run.layers:
-        alive = dict(zip(row.positions, row.words, strict=True))
-        text = " ".join(alive.get(position, "\u00b7") for position in range(len(run.tokens)))
+        if (row.positions, row.n_heads) == shown:
+            continue  # as the layer before
+        shown = (row.positions, row.n_heads)
+        alive = set(row.positions)
+        text = " ".join(word if i in alive else "\u00b7" for i, word in enumerate(run.tokens))
         cycles = "-" if row.selection_cycles is None else f"{row.selection_cycles}"
-        table.add_row(f"{row.layer}", f"{len(row.positions)}", cycles, Text(text))
+        table.add_row(f"{row.layer}", f"{row.n_heads}", f"{len(row.positions)}", cycles, Text(text))
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)
     console.print(table)
-    print(f"tokens kept over all layers: {run.mean_token_keep * 100:.1f} %")
-    print(f"cosine similarity of pruned and full embedding: {run.cosine_similarity:.4f}")
-    print(f"top-k engine: {run.engine_cycles} cycles in all ({run.engine})")
-    print(f"importance scores: unsigned, {run.fraction_bits} fraction bits")
+    for name, text in run.outputs.items():
+        print(f"{name}: {' '.join(text.split())}")
+    for name, value in run.quality.items():
+        print(f"{name}: {value:.4g}")
+    print(f"tokens kept over these {len(run.layers)} layers: {run.mean_token_keep * 100:.1f} %")
+    saved = run.savings
+    ratios = f"{saved.traffic_ratio_fp32:.2f}x less than fp32, {saved.traffic_ratio_onchip:.2f}x than 12 bit"
+    print(f"K and V fetched: {saved.kv_bytes / 1e3:.1f} kB; {ratios}, both dense")
+    print(f"multiplications: {saved.n_macs / 1e6:.2f} M, {saved.operations_ratio:.2f}x less than dense")
+    print(f"top-k engine: {run.n_selections} selections, {run.engine_cycles} cycles in all ({run.engine})")
     for mismatch in run.mismatches:
         print(f"mismatch: {mismatch}")

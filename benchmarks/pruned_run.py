@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: MIT
-"""A real text through a real encoder, its cascade decided by the top-k engine, for ``quartet run``."""
+"""A real text through a real model, its cascade decided by the top-k engine, for ``quartet run``."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from algo.attention.encoder import Encoder
+from algo.attention import decoder, encoder
+from algo.attention.cascade import Capture
+from algo.attention.decoder import Decoder, load_decoder
+from algo.attention.encoder import Encoder, load_encoder
+from algo.attention.models import FAMILIES, model_type, weights_folder
+from algo.attention.record import AttentionRecord
 from algo.attention.settings import CascadeSettings
+from benchmarks.savings import Savings, savings
 from benchmarks.selection import Selection, run_request
 from hw.topk.config import TopKConfig
 
 
 class TopKEngine:
-    """Selects for the cascade as the chip does: importance in fixed point, ties to the earlier position.
+    """Selects for the cascade as the chip does: scores in fixed point, ties to the earlier position.
 
-    Importance is a sum of probabilities: at most n_layers * n_heads * n_tokens, which fixes the binary point
-    once for a text. It is rounded to nearest (half to even).
+    The scores of a request share one binary point, which puts the largest just below 2**element_bits; they
+    are rounded to nearest (half to even) and saturate.
     """
 
-    def __init__(self, config: TopKConfig, importance_bound: int, *, rtl: bool) -> None:
+    def __init__(self, config: TopKConfig, *, rtl: bool) -> None:
         self.config, self.rtl = config, rtl
-        self.fraction_bits = config.element_bits - importance_bound.bit_length()
         self.selections: list[Selection] = []
 
     def quantise(self, scores: torch.Tensor) -> torch.Tensor:
-        """int64[n] in units of 2**-fraction_bits."""
-        return torch.round(scores.double() * 2.0**self.fraction_bits).to(torch.int64)
+        """int64[n] in units of a power of two, for non-negative scores float[n]."""
+        largest = float(scores.max()) if scores.numel() else 0.0
+        fraction_bits = self.config.element_bits - math.frexp(largest)[1]
+        scaled = torch.round(scores.double() * 2.0**fraction_bits).to(torch.int64)
+        return scaled.clamp(max=(1 << self.config.element_bits) - 1)
 
     def select(self, scores: torch.Tensor, k: int) -> torch.Tensor:
         """Positions of the k largest scores, ascending; from the simulated Verilog where ``rtl``."""
@@ -37,12 +47,11 @@ class TopKEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One layer of a pruned run."""
+    """The tokens and heads of one layer."""
 
     layer: int
     positions: tuple[int, ...]
-    """Tokens in the layer."""
-    words: tuple[str, ...]
+    n_heads: int
     selection_cycles: int | None
     """Top-k engine for the tokens of this layer, first score in to last index out; None if it did not run."""
 
@@ -53,10 +62,14 @@ class PrunedRun:
 
     model: str
     tokens: tuple[str, ...]
+    """All of them; what a layer holds are positions into this."""
     layers: tuple[LayerRow, ...]
-    cosine_similarity: float
-    """Of the mean-pooled embeddings, pruned and full."""
-    fraction_bits: int
+    """Of the encoder's pass, or of the last generated token."""
+    outputs: dict[str, str]
+    """Generated text of the full and the pruned model; empty for an encoder."""
+    quality: dict[str, float]
+    savings: Savings
+    n_selections: int
     engine_cycles: int
     """Sum over the selections."""
     engine: str
@@ -64,35 +77,92 @@ class PrunedRun:
 
     @property
     def mean_token_keep(self) -> float:
-        """Tokens over all layers, as a share of the unpruned ones."""
+        """Tokens over the shown layers, as a share of the unpruned ones."""
         return sum(len(row.positions) for row in self.layers) / (len(self.tokens) * len(self.layers))
 
 
-def engine_for(encoder: Encoder, ids: torch.Tensor, config: TopKConfig, *, rtl: bool) -> TopKEngine:
-    """The engine that selects for a text; ValueError where the text is longer than it can take or score."""
-    n, shape = len(ids), encoder.shape
-    if n > config.n_max:
-        raise ValueError(f"text must have at most {config.n_max} tokens for this top-k engine, not {n}")
-    engine = TopKEngine(config, shape.n_layers * shape.n_heads * n, rtl=rtl)
-    if engine.fraction_bits < 1:
+def load_model(name_or_folder: str) -> Encoder | Decoder:
+    """``minilm``, ``smollm2``, or a local Hugging Face folder of a known family.
+
+    FileNotFoundError or ValueError, one line, otherwise.
+    """
+    if name_or_folder in decoder.PACKAGED:
+        return load_decoder(name_or_folder)
+    if name_or_folder in encoder.PACKAGED:
+        return load_encoder(name_or_folder)
+    packaged = {**encoder.PACKAGED, **decoder.PACKAGED}
+    family = FAMILIES.get(model_type(weights_folder(name_or_folder, packaged)) or "")
+    is_decoder = family is not None and family.causal
+    return load_decoder(name_or_folder) if is_decoder else load_encoder(name_or_folder)
+
+
+def check_length(n_tokens: int, config: TopKConfig) -> None:
+    """ValueError where a text, with what is generated, is longer than the top-k engine takes."""
+    if n_tokens > config.n_max:
         raise ValueError(
-            f"element_bits must be above {config.element_bits - engine.fraction_bits} to score {n} tokens "
-            f"of this model, not {config.element_bits}: choose another preset"
+            f"text must have at most {config.n_max} tokens for this top-k engine, not {n_tokens}"
         )
-    return engine
 
 
-def run_text(encoder: Encoder, ids: torch.Tensor, settings: CascadeSettings, engine: TopKEngine) -> PrunedRun:
-    """Run the token ids of a text full and pruned, with ``engine`` fresh from :func:`engine_for`."""
-    full = encoder.run(ids)
-    pruned = encoder.run(ids, settings, select=engine.select)
+def run_encoder(
+    model: Encoder, ids: torch.Tensor, settings: CascadeSettings, config: TopKConfig, *, rtl: bool
+) -> tuple[PrunedRun, AttentionRecord]:
+    """Token ids int64[n] once full and once pruned; quality is the similarity of the embeddings."""
+    engine = TopKEngine(config, rtl=rtl)
+    full = model.run(ids)
+    pruned = model.run(ids, settings, select=engine.select, capture=_capture(settings))
+    assert pruned.record is not None
+    similarity = float(torch.cosine_similarity(full.embedding, pruned.embedding, dim=0))
+    run = _assemble(model, ids, pruned.record, engine, {}, {"cosine similarity of embeddings": similarity})
+    return run, pruned.record
+
+
+def run_decoder(
+    model: Decoder, ids: torch.Tensor, n_new: int, settings: CascadeSettings, config: TopKConfig, *, rtl: bool
+) -> tuple[PrunedRun, AttentionRecord]:
+    """Generate ``n_new`` tokens after ids int64[n], full and pruned.
+
+    Quality: the mean negative log-likelihood, nats a token, of the full model's text under either model
+    (pruned with exact selection), and how many tokens of the two texts agree from the start.
+    """
+    engine = TopKEngine(config, rtl=rtl)
+    full = model.run(ids, n_new=n_new)
+    pruned = model.run(ids, settings, n_new=n_new, select=engine.select, capture=_capture(settings))
+    assert pruned.record is not None
+    target = full.token_ids[None]
+    new = full.token_ids[len(ids) :], pruned.token_ids[len(ids) :]
+    quality = {
+        "nats/token of the full text, full model": float(model.score(target, len(ids)).mean()),
+        "nats/token of the full text, pruned model": float(model.score(target, len(ids), settings).mean()),
+        "leading tokens that agree": float((new[0] == new[1]).long().cumprod(0).sum()),
+    }
+    texts = {"full": full.text or str(new[0].tolist()), "pruned": pruned.text or str(new[1].tolist())}
+    run = _assemble(model, pruned.token_ids[:-1], pruned.record, engine, texts, quality)
+    return run, pruned.record
+
+
+def _capture(settings: CascadeSettings) -> Capture:
+    """Integers where there are any."""
+    return "integers" if settings.k_bits and settings.v_bits else "decisions"
+
+
+def _assemble(
+    model: Encoder | Decoder,
+    ids: torch.Tensor,
+    record: AttentionRecord,
+    engine: TopKEngine,
+    outputs: dict[str, str],
+    quality: dict[str, float],
+) -> PrunedRun:
     return PrunedRun(
-        model=encoder.name,
-        tokens=tuple(_words(encoder, ids)),
-        layers=_layers(encoder, ids, pruned.kept_tokens, engine.selections),
-        cosine_similarity=float(torch.cosine_similarity(full.embedding, pruned.embedding, dim=0)),
-        fraction_bits=engine.fraction_bits,
-        engine_cycles=sum(timing.first_to_last_cycles for timing in engine.selections),
+        model=model.name,
+        tokens=tuple(_words(model, ids)),
+        layers=_layers(record, engine.selections),
+        outputs=outputs,
+        quality=quality,
+        savings=savings(record),
+        n_selections=len(engine.selections),
+        engine_cycles=sum(selection.first_to_last_cycles for selection in engine.selections),
         engine="Verilog, simulated" if engine.rtl else "golden model, replayed cycles",
         mismatches=tuple(
             f"selection {number}: {mismatch}"
@@ -102,28 +172,31 @@ def run_text(encoder: Encoder, ids: torch.Tensor, settings: CascadeSettings, eng
     )
 
 
-def _layers(encoder: Encoder, ids: torch.Tensor, kept, selections: list[Selection]) -> tuple[LayerRow, ...]:
-    """The selections in order belong to the layers that hold fewer tokens than the one before."""
+def _layers(record: AttentionRecord, selections: Sequence[Selection]) -> tuple[LayerRow, ...]:
+    """Rows of the last pass. In an encoder's single pass each layer that lost tokens had one selection."""
     left = iter(selections)
-    rows, before = [], len(ids)
-    for layer, positions in enumerate(kept):
-        selected = len(positions) < before
+    rows: list[LayerRow] = []
+    for number, layer in enumerate(record.passes[-1]):
+        cycles = None
+        if len(record.passes) == 1 and rows and layer.n_keys < len(rows[-1].positions):
+            request = (len(rows[-1].positions), layer.n_keys)
+            cycles = next(s.first_to_last_cycles for s in left if (s.n, len(s.indices)) == request)
         rows.append(
             LayerRow(
-                layer=layer,
-                positions=tuple(positions.tolist()),
-                words=tuple(_words(encoder, ids[positions])),
-                selection_cycles=next(left).first_to_last_cycles if selected else None,
+                layer=number,
+                positions=tuple(layer.keys.tolist()),
+                n_heads=len(layer.heads),
+                selection_cycles=cycles,
             )
         )
-        before = len(positions)
     return tuple(rows)
 
 
-def _words(encoder: Encoder, ids: torch.Tensor) -> list[str]:
-    if encoder.tokenizer is None:
+def _words(model: Encoder | Decoder, ids: torch.Tensor) -> list[str]:
+    if model.tokenizer is None:
         return [str(token) for token in ids.tolist()]
-    return list(encoder.tokenizer.convert_ids_to_tokens(ids.tolist()))
+    pieces = model.tokenizer.convert_ids_to_tokens(ids.tolist())
+    return [piece.replace("\u0120", "").replace("\u010a", "\\n") or "_" for piece in pieces]
 
 
 def read_text(text: str | None, file: Path | None) -> str:

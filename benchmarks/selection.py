@@ -19,6 +19,8 @@ from hw.topk.vectors import case
 class Selection:
     """What the engine kept of one request, and how long it took."""
 
+    n: int
+    """Elements of the request."""
     values: tuple[int, ...]
     indices: tuple[int, ...]
     """Ascending; of equal elements the earlier ones."""
@@ -49,6 +51,7 @@ def run_request(elements: Sequence[int], k: int, config: TopKConfig, *, seed: in
         kept_values, kept_indices = top_k(tensor, k, config)
         values, indices, mismatches = kept_values.tolist(), kept_indices.tolist(), ()
     return Selection(
+        n=len(elements),
         values=tuple(values),
         indices=tuple(indices),
         pass_lines=timing.pass_lines,

@@ -150,12 +150,17 @@ def weights_folder(name_or_folder: str | Path, packaged: dict[str, tuple[str, st
     return folder
 
 
-def check_family(folder: Path, causal: bool) -> None:
-    """ValueError unless the folder's config names a known encoder (or decoder, if ``causal``)."""
+def model_type(folder: Path) -> str | None:
+    """What the folder's config calls its architecture; ValueError where the config is not JSON."""
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        return json.loads((folder / "config.json").read_text()).get("model_type")
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
+
+
+def check_family(folder: Path, causal: bool) -> None:
+    """ValueError unless the folder's config names a known encoder (or decoder, if ``causal``)."""
+    kind = model_type(folder)
     wanted, other = ("a decoder", "an encoder") if causal else ("an encoder", "a decoder")
     known = [name for name, family in FAMILIES.items() if family.causal == causal]
     if kind not in known:

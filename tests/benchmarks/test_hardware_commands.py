@@ -5,12 +5,14 @@ import json
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
+from algo.attention.decoder import Decoder
 from algo.attention.encoder import load_encoder
 from algo.attention.settings import CascadeSettings
 from benchmarks.cli import app
-from benchmarks.pruned_run import PrunedRun, TopKEngine, engine_for, run_text
+from benchmarks.pruned_run import PrunedRun, TopKEngine, run_decoder, run_encoder
 from hw.topk.config import TopKConfig
 
 TEXT = "The movie was a truly wonderful surprise from start to finish"
@@ -40,6 +42,7 @@ def quartet(*arguments: str):
         (("rtl", "topk", "--set", "clock_hz.x=4"), "field 'clock_hz' has no fields"),
         (("rtl", "topk", "--set", "topk.lanes"), "a change must look like topk.lanes=8, not 'topk.lanes'"),
         (("rtl", "topk", "--set", "topk.lanes=four"), "lanes must be a number, not 'four'"),
+        (("run", "minilm", "--text", "x", "--bits", "7"), "k_bits must be one of 4, 6, 8, 10, 12, not 7"),
         (("run", "minilm"), "give either --text or --file"),
         (("run", "minilm", "--file", "no-such-file"), "no-such-file"),
     ],
@@ -102,43 +105,55 @@ def test_waves_are_kept(tmp_path, monkeypatch):
     assert (tmp_path / "results/waves/zero_eliminator-verilator.vcd").read_text().startswith("$version")
 
 
-def run(settings: CascadeSettings, config: TopKConfig, rtl: bool = False) -> PrunedRun:
+def run(settings: CascadeSettings, rtl: bool = False) -> PrunedRun:
     encoder = load_encoder("minilm")
-    ids = encoder.token_ids(TEXT)
-    return run_text(encoder, ids, settings, engine_for(encoder, ids, config, rtl=rtl))
+    return run_encoder(encoder, encoder.token_ids(TEXT), settings, TopKConfig(), rtl=rtl)[0]
 
 
 def test_run_in_verilog_equals_run_in_golden():
-    settings = CascadeSettings(token_keep=0.5)
-    golden, verilog = (run(settings, TopKConfig(), rtl) for rtl in (False, True))
+    settings = CascadeSettings(token_keep=0.5, head_keep=0.8, k_bits=6, v_bits=6, lsb_bits=4)
+    golden, verilog = (run(settings, rtl) for rtl in (False, True))
     assert verilog.mismatches == ()
     assert verilog.layers == golden.layers
-    assert verilog.cosine_similarity == golden.cosine_similarity
+    assert verilog.quality == golden.quality
     counts = [len(row.positions) for row in golden.layers]
     assert counts[0] == 13 and counts == sorted(counts, reverse=True) and counts[-1] < 7
-    assert 0 < golden.cosine_similarity < 1
+    assert golden.layers[-1].n_heads < golden.layers[0].n_heads == 12
+    assert 0 < golden.quality["cosine similarity of embeddings"] < 1
+    assert golden.savings.traffic_ratio_fp32 > 2 * golden.savings.traffic_ratio_onchip > 4
 
 
 def test_nothing_pruned_gives_the_same_embedding():
-    whole = run(CascadeSettings(), TopKConfig())
-    assert whole.cosine_similarity == pytest.approx(1, abs=1e-6)
+    whole = run(CascadeSettings())
+    assert whole.quality["cosine similarity of embeddings"] == pytest.approx(1, abs=1e-6)
     assert whole.engine_cycles == 0 and whole.mean_token_keep == 1
+    assert whole.savings.traffic_ratio_fp32 == whole.savings.operations_ratio == 1
 
 
-def test_engine_quantises_with_a_binary_point_that_cannot_overflow():
-    engine = TopKEngine(TopKConfig(element_bits=12), importance_bound=1000, rtl=False)
-    assert engine.fraction_bits == 2
-    assert engine.quantise(torch.tensor([0.0, 0.25, 0.374, 1000.0])).tolist() == [0, 1, 1, 4000]
-    assert engine.select(torch.tensor([3.0, 1.0, 3.1, 3.0]), 2).tolist() == [0, 2]  # 3.1 rounds to 3: a tie
+def test_a_decoder_generates_beside_the_full_model():
+    torch.manual_seed(0)
+    shape = {"n_layer": 3, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions": 64, "eos_token_id": 0}
+    model = Decoder(GPT2LMHeadModel(GPT2Config(**shape)).eval())
+    ids = torch.arange(20)
+    off, _ = run_decoder(model, ids, 4, CascadeSettings(), TopKConfig(), rtl=False)
+    assert off.outputs["full"] == off.outputs["pruned"] and off.quality["leading tokens that agree"] == 4
+    settings = CascadeSettings(token_keep=0.5, k_bits=8, v_bits=8)
+    pruned, record = run_decoder(model, ids, 4, settings, TopKConfig(), rtl=True)
+    assert pruned.mismatches == () and pruned.n_selections > 4
+    assert len(record.passes) == 4 and len(pruned.layers[-1].positions) < 20
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (TopKConfig(lanes=4, n_max=8), "text must have at most 8 tokens for this top-k engine, not 13"),
-        (TopKConfig(element_bits=8), "element_bits must be above 10 to score 13 tokens of this model, not 8"),
-    ],
-)
-def test_a_text_the_engine_cannot_take_is_refused(config, message):
-    with pytest.raises(ValueError, match=message):
-        run(CascadeSettings(), config)
+def test_engine_quantises_with_the_largest_just_below_the_width():
+    engine = TopKEngine(TopKConfig(element_bits=12), rtl=False)
+    assert engine.quantise(torch.tensor([0.0, 0.25, 1000.0])).tolist() == [0, 1, 4000]
+    assert engine.quantise(torch.tensor([1023.99, 512.0])).tolist() == [4095, 2048]  # saturates
+    assert engine.quantise(torch.zeros(3)).tolist() == [0, 0, 0]
+    assert engine.select(torch.tensor([1023.0, 3.1, 1.0, 3.0]), 2).tolist() == [0, 1]  # 12.4 and 12: a tie
+
+
+def test_a_text_longer_than_the_engine_is_refused():
+    result = quartet("run", "minilm", "--text", TEXT, "--set", "topk.n_max=16", "--set", "topk.lanes=4")
+    assert result.exit_code == 0
+    result = quartet("run", "minilm", "--text", f"{TEXT} {TEXT}", "--set", "topk.n_max=16")
+    assert result.exit_code == 2
+    assert "text must have at most 16 tokens for this top-k engine, not 24" in result.stderr
