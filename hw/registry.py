@@ -10,6 +10,7 @@ from amaranth.lib import wiring
 
 from hw.config import ChipConfig
 from hw.harness.job import Case
+from hw.softmax.config import SoftmaxConfig
 from hw.stream.config import FifoConfig, PackerConfig, SkidConfig, WidthChangeConfig
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 
@@ -87,6 +88,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.stream",
             component_name="Packer",
             config=lambda chip: PackerConfig(element_bits=chip.topk.element_bits, lanes=chip.topk.lanes),
+        ),
+        Block(
+            name="softmax",
+            summary="softmax of one row of scores after another, in fixed point",
+            package="hw.softmax",
+            component_name="Softmax",
+            config=lambda chip: SoftmaxConfig(lanes=chip.softmax_lanes),
         ),
     )
 }
