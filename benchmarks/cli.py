@@ -203,7 +203,7 @@ def run(
         from benchmarks.pruned_run import check_length, load_model, read_text, run_decoder, run_encoder
         from hw.config import chip_of
 
-        config = chip_of(preset, changes or ()).topk
+        chip = chip_of(preset, changes or ())
         options: dict[str, Any] = {**parse_bits(bits)} if bits else {}
         settings = CascadeSettings(
             token_keep=keep, head_keep=heads, value_keep=values, lsb_threshold=threshold, **options
@@ -212,11 +212,11 @@ def run(
         loaded = load_model(model)
         n_new = 0 if isinstance(loaded, Encoder) else generate
         ids = loaded.token_ids(words) if isinstance(loaded, Encoder) else loaded.token_ids(words, n_new)
-        check_length(len(ids) + n_new, config)
+        check_length(len(ids) + n_new, chip.topk)
     if isinstance(loaded, Encoder):
-        result, recorded = run_encoder(loaded, ids, settings, config, rtl=rtl)
+        result, recorded = run_encoder(loaded, ids, settings, chip, rtl=rtl)
     else:
-        result, recorded = run_decoder(loaded, ids, n_new, settings, config, rtl=rtl)
+        result, recorded = run_decoder(loaded, ids, n_new, settings, chip, rtl=rtl)
     print_run(result, as_json=as_json)
     if record:
         print(f"record: {recorded.save(record)}", file=sys.stderr)

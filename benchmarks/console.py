@@ -197,6 +197,11 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
     ratios = f"{saved.traffic_ratio_fp32:.2f}x less than fp32, {saved.traffic_ratio_onchip:.2f}x than 12 bit"
     print(f"K and V fetched: {saved.kv_bytes / 1e3:.1f} kB; {ratios}, both dense")
     print(f"multiplications: {saved.n_macs / 1e6:.2f} M, {saved.operations_ratio:.2f}x less than dense")
+    for name, result in (("pruned", run.chip), ("dense, 12 bit", run.dense_chip)):
+        print(
+            f"attention on chip '{result.chip}' (simulated), {name}: {result.run.total_cycles:,.0f} cycles, "
+            f"{result.latency_s * 1e6:.2f} us, {result.total_energy_pj * 1e-6:.2f} uJ"
+        )
     print(f"top-k engine: {run.n_selections} selections, {run.engine_cycles} cycles in all ({run.engine})")
     for mismatch in run.mismatches:
         print(f"mismatch: {mismatch}")

@@ -17,7 +17,10 @@ from algo.attention.record import AttentionRecord
 from algo.attention.settings import CascadeSettings
 from benchmarks.savings import Savings, savings
 from benchmarks.selection import Selection, run_request
+from hw.config import ChipConfig
 from hw.topk.config import TopKConfig
+from sim.result import SimResult, simulate
+from sim.workload import recorded, unpruned
 
 
 class TopKEngine:
@@ -69,6 +72,10 @@ class PrunedRun:
     """Generated text of the full and the pruned model; empty for an encoder."""
     quality: dict[str, float]
     savings: Savings
+    chip: SimResult
+    """The pruned run on the whole attention core (simulated)."""
+    dense_chip: SimResult
+    """The dense one, at the on-chip width."""
     n_selections: int
     engine_cycles: int
     """Sum over the selections."""
@@ -105,27 +112,29 @@ def check_length(n_tokens: int, config: TopKConfig) -> None:
 
 
 def run_encoder(
-    model: Encoder, ids: torch.Tensor, settings: CascadeSettings, config: TopKConfig, *, rtl: bool
+    model: Encoder, ids: torch.Tensor, settings: CascadeSettings, chip: ChipConfig, *, rtl: bool
 ) -> tuple[PrunedRun, AttentionRecord]:
     """Token ids int64[n] once full and once pruned; quality is the similarity of the embeddings."""
-    engine = TopKEngine(config, rtl=rtl)
+    engine = TopKEngine(chip.topk, rtl=rtl)
     full = model.run(ids)
     pruned = model.run(ids, settings, select=engine.select, capture=_capture(settings))
     assert pruned.record is not None
     similarity = float(torch.cosine_similarity(full.embedding, pruned.embedding, dim=0))
-    run = _assemble(model, ids, pruned.record, engine, {}, {"cosine similarity of embeddings": similarity})
+    run = _assemble(
+        model, ids, pruned.record, chip, engine, {}, {"cosine similarity of embeddings": similarity}
+    )
     return run, pruned.record
 
 
 def run_decoder(
-    model: Decoder, ids: torch.Tensor, n_new: int, settings: CascadeSettings, config: TopKConfig, *, rtl: bool
+    model: Decoder, ids: torch.Tensor, n_new: int, settings: CascadeSettings, chip: ChipConfig, *, rtl: bool
 ) -> tuple[PrunedRun, AttentionRecord]:
     """Generate ``n_new`` tokens after ids int64[n], full and pruned.
 
     Quality: the mean negative log-likelihood, nats a token, of the full model's text under either model
     (pruned with exact selection), and how many tokens of the two texts agree from the start.
     """
-    engine = TopKEngine(config, rtl=rtl)
+    engine = TopKEngine(chip.topk, rtl=rtl)
     full = model.run(ids, n_new=n_new)
     pruned = model.run(ids, settings, n_new=n_new, select=engine.select, capture=_capture(settings))
     assert pruned.record is not None
@@ -137,7 +146,7 @@ def run_decoder(
         "leading tokens that agree": float((new[0] == new[1]).long().cumprod(0).sum()),
     }
     texts = {"full": full.text or str(new[0].tolist()), "pruned": pruned.text or str(new[1].tolist())}
-    run = _assemble(model, pruned.token_ids[:-1], pruned.record, engine, texts, quality)
+    run = _assemble(model, pruned.token_ids[:-1], pruned.record, chip, engine, texts, quality)
     return run, pruned.record
 
 
@@ -150,6 +159,7 @@ def _assemble(
     model: Encoder | Decoder,
     ids: torch.Tensor,
     record: AttentionRecord,
+    chip: ChipConfig,
     engine: TopKEngine,
     outputs: dict[str, str],
     quality: dict[str, float],
@@ -161,6 +171,8 @@ def _assemble(
         outputs=outputs,
         quality=quality,
         savings=savings(record),
+        chip=simulate(recorded(record), chip),
+        dense_chip=simulate(unpruned(record), chip),
         n_selections=len(engine.selections),
         engine_cycles=sum(selection.first_to_last_cycles for selection in engine.selections),
         engine="Verilog, simulated" if engine.rtl else "golden model, replayed cycles",

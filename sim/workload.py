@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from algo.attention import settings
+from algo.attention.record import AttentionRecord
 from sim.records import reject_negative
 
 ONCHIP_BITS = 12
@@ -266,3 +267,73 @@ def scheduled_generation(
                 )
             )
     return _workload(name, shape, schedule.pruning, tuple(passes))
+
+
+def recorded(record: AttentionRecord) -> Workload:
+    """The workload of a recorded run of a real model, pass by pass and layer by layer.
+
+    Widths that are off in the record count as the on-chip width. Each query head reads K and V of its own: that
+    the heads of a group share them is not modelled yet, nor the selection between two generated tokens. A
+    decoder's prompt pass counts every query with every key.
+    """
+    passes = []
+    for token, layers in enumerate(record.passes):
+        n_tokens = record.n_prompt + token
+        n_keys = [layer.n_keys for layer in layers]
+        n_heads = [len(layer.heads) for layer in layers]
+        for number, layer in enumerate(layers):
+            token_topk = _selected(n_keys, number)
+            passes.append(
+                LayerPass(
+                    token=token,
+                    layer=number,
+                    n_heads=n_heads[number],
+                    n_queries=len(layer.queries),
+                    n_context=n_tokens if record.shape.causal else n_keys[number],
+                    n_keys=n_keys[number],
+                    n_values=max(1, layer.n_values),
+                    lsb_fraction=layer.lsb_fraction,
+                    token_topk=token_topk,
+                    token_candidates=n_keys[number] if token_topk else 0,
+                    head_topk=_selected(n_heads, number),
+                )
+            )
+    widths = record.settings
+    return Workload(
+        name=record.model,
+        head_dim=record.shape.head_dim,
+        query_bits=widths.q_bits or ONCHIP_BITS,
+        key_bits=widths.k_bits or ONCHIP_BITS,
+        key_lsb_bits=widths.lsb_bits,
+        value_bits=widths.v_bits or ONCHIP_BITS,
+        passes=tuple(passes),
+    )
+
+
+def unpruned(record: AttentionRecord) -> Workload:
+    """The dense run over the same tokens, at the on-chip width."""
+    shape = record.shape
+    passes = []
+    for token in range(len(record.passes)):
+        n_tokens = record.n_prompt + token
+        for layer in range(shape.n_layers):
+            passes.append(
+                LayerPass(
+                    token=token,
+                    layer=layer,
+                    n_heads=shape.n_heads,
+                    n_queries=1 if token else n_tokens,
+                    n_context=n_tokens,
+                    n_keys=n_tokens,
+                    n_values=n_tokens,
+                )
+            )
+    return Workload(
+        name=record.model,
+        head_dim=shape.head_dim,
+        query_bits=ONCHIP_BITS,
+        key_bits=ONCHIP_BITS,
+        key_lsb_bits=0,
+        value_bits=ONCHIP_BITS,
+        passes=tuple(passes),
+    )

@@ -13,6 +13,7 @@ from algo.attention.encoder import load_encoder
 from algo.attention.settings import CascadeSettings
 from benchmarks.cli import app
 from benchmarks.pruned_run import PrunedRun, TopKEngine, run_decoder, run_encoder
+from hw.config import preset
 from hw.topk.config import TopKConfig
 
 TEXT = "The movie was a truly wonderful surprise from start to finish"
@@ -107,7 +108,7 @@ def test_waves_are_kept(tmp_path, monkeypatch):
 
 def run(settings: CascadeSettings, rtl: bool = False) -> PrunedRun:
     encoder = load_encoder("minilm")
-    return run_encoder(encoder, encoder.token_ids(TEXT), settings, TopKConfig(), rtl=rtl)[0]
+    return run_encoder(encoder, encoder.token_ids(TEXT), settings, preset("paper"), rtl=rtl)[0]
 
 
 def test_run_in_verilog_equals_run_in_golden():
@@ -120,6 +121,8 @@ def test_run_in_verilog_equals_run_in_golden():
     assert counts[0] == 13 and counts == sorted(counts, reverse=True) and counts[-1] < 7
     assert golden.layers[-1].n_heads < golden.layers[0].n_heads == 12
     assert 0 < golden.quality["cosine similarity of embeddings"] < 1
+    assert golden.chip.run.n_flops < golden.dense_chip.run.n_flops
+    assert golden.chip.latency_s < golden.dense_chip.latency_s
     assert golden.savings.traffic_ratio_fp32 > 2 * golden.savings.traffic_ratio_onchip > 4
 
 
@@ -135,10 +138,10 @@ def test_a_decoder_generates_beside_the_full_model():
     shape = {"n_layer": 3, "n_head": 2, "n_embd": 16, "vocab_size": 50, "n_positions": 64, "eos_token_id": 0}
     model = Decoder(GPT2LMHeadModel(GPT2Config(**shape)).eval())
     ids = torch.arange(20)
-    off, _ = run_decoder(model, ids, 4, CascadeSettings(), TopKConfig(), rtl=False)
+    off, _ = run_decoder(model, ids, 4, CascadeSettings(), preset("paper"), rtl=False)
     assert off.outputs["full"] == off.outputs["pruned"] and off.quality["leading tokens that agree"] == 4
     settings = CascadeSettings(token_keep=0.5, k_bits=8, v_bits=8)
-    pruned, record = run_decoder(model, ids, 4, settings, TopKConfig(), rtl=True)
+    pruned, record = run_decoder(model, ids, 4, settings, preset("paper"), rtl=True)
     assert pruned.mismatches == () and pruned.n_selections > 4
     assert len(record.passes) == 4 and len(pruned.layers[-1].positions) < 20
 

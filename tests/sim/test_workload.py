@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from algo.attention.record import AttentionRecord, LayerRecord
+from algo.attention.record import ModelShape as RecordShape
+from algo.attention.settings import CascadeSettings
 from sim.workload import (
     GenerationSchedule,
     LayerPass,
@@ -14,8 +17,10 @@ from sim.workload import (
     ScheduleLayer,
     cascade_keep,
     generation,
+    recorded,
     scheduled_generation,
     summarisation,
+    unpruned,
 )
 
 BERT_BASE = ModelShape(name="bert-base", n_layers=12, n_heads=12, head_dim=64)
@@ -128,3 +133,29 @@ def test_impossible_layers_are_refused(change, message):
 def test_keep_shares_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be above 0 and at most 1, not {value}"):
         Pruning(**{name: value})
+
+
+def test_a_record_is_a_workload():
+    """Two layers of an encoder by hand; the second lost a token and a head and redid one row of three."""
+    shape = RecordShape(n_layers=2, n_heads=2, n_kv_heads=2, head_dim=64, causal=False)
+    lsb_rows = np.array([[False] * 3, [False, True, False]])
+    layers = (
+        LayerRecord(queries=np.arange(4), keys=np.arange(4), heads=np.arange(2)),
+        LayerRecord(queries=np.arange(3), keys=np.arange(3), heads=np.array([1]), lsb_rows=lsb_rows),
+    )
+    record = AttentionRecord(
+        model="by hand",
+        shape=shape,
+        settings=CascadeSettings(k_bits=6, v_bits=8, lsb_bits=4),
+        token_ids=np.arange(4),
+        n_prompt=4,
+        passes=(layers,),
+    )
+    first, second = recorded(record).passes
+    assert (first.n_heads, first.n_queries, first.n_keys, first.n_values) == (2, 4, 4, 4)
+    assert (first.token_topk, first.token_candidates, first.head_topk) == (3, 4, 1)
+    assert (second.n_heads, second.n_keys, second.token_topk) == (1, 3, 0)
+    assert second.lsb_fraction == pytest.approx(1 / 3)
+    work, dense = recorded(record), unpruned(record)
+    assert (work.query_bits, work.key_bits, work.key_lsb_bits, work.value_bits) == (12, 6, 4, 8)
+    assert (dense.n_macs, work.n_macs) == (64 * 2 * 2 * 4 * 8, 64 * (2 * 4 * 8 + 3 * 6))
