@@ -46,18 +46,28 @@ class Case:
     """"float", static "6" or progressive "6+4": K's MSB (+ LSB) width; V has the MSB width."""
     threshold: float = 0.1
     """Progressive only: redo a row whose largest probability is below."""
+    v_bits: int | None = None
+    """Width of V where it is not that of K's MSB plane."""
 
     @property
     def name(self) -> str:
         """File name of the result."""
         at = f"-t{self.threshold:g}" if "+" in self.bits else ""
-        return f"tokens-{self.ratio:g}x-{self.bits}{at}"
+        v = f"-v{self.v_bits}" if self.v_bits else ""
+        return f"tokens-{self.ratio:g}x-{self.bits}{v}{at}"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What identifies the case."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     def settings(self, n_layers: int) -> CascadeSettings:
         """The case on a model of ``n_layers``."""
         bits: dict[str, Any] = {} if self.bits == "float" else parse_bits(self.bits)
         if bits.get("lsb_bits"):
             bits["lsb_threshold"] = self.threshold
+        if self.v_bits:
+            bits["v_bits"] = self.v_bits
         keep = mean_keep(self.ratio, n_layers, TOKEN_FREE_FRACTION)
         return CascadeSettings(token_keep=keep, prune_prompt=False, **bits)
 
@@ -69,6 +79,9 @@ THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.4, 1.0)
 CASES = [
     *[Case(ratio=ratio, bits=bits) for ratio in RATIOS for bits in BITS],
     *[Case(bits="6+4", threshold=t) for t in THRESHOLDS if t != Case().threshold],
+    # K alone, V at the full 12 bits: what the LSBs of K are worth by themselves.
+    *[Case(bits=bits, v_bits=12) for bits in ("4", "6", "8", "6+4")],
+    *[Case(bits="4+4", v_bits=12, threshold=t) for t in (0.1, 0.2, 0.4)],
 ]
 
 
@@ -117,7 +130,7 @@ def run(folder: Path, setup: Setup, text_path: str | None, progress: Progress) -
 
     for i, case in enumerate(CASES):
         progress(case.name, i, len(CASES))
-        cached(folder, case.name, shared | asdict(case), partial(compute, case))
+        cached(folder, case.name, shared | case.inputs, partial(compute, case))
     progress("language model", len(CASES), len(CASES))
 
 
@@ -129,7 +142,7 @@ def kv_bits(case: Case, lsb_fraction: float) -> float:
     if case.bits == "float":
         return 64.0
     bits = parse_bits(case.bits)
-    return bits["k_bits"] + bits["lsb_bits"] * lsb_fraction + bits["v_bits"]
+    return bits["k_bits"] + bits["lsb_bits"] * lsb_fraction + (case.v_bits or bits["v_bits"])
 
 
 def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -158,6 +171,7 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 "token_ratio": case.ratio,
                 "measured_token_ratio": 1 / kept,
                 "bits": case.bits,
+                "v_bits": None if case.bits == "float" else case.v_bits or parse_bits(case.bits)["v_bits"],
                 "threshold": case.threshold if "+" in case.bits else None,
                 "perplexity": math.exp(losses.mean()),
                 "loss_delta_nats": delta,
@@ -175,11 +189,12 @@ def _same_traffic(case: Case, bits: float, results: dict[str, dict[str, Any]]) -
     """Perplexity of the static mixture with the same K and V bits, or None where no two widths bracket it."""
     if "+" not in case.bits:
         return None
-    widths = [int(b) for b in BITS if b.isdigit()]
-    for low, high in pairwise(widths):
-        names = [Case(ratio=case.ratio, bits=str(width)).name for width in (low, high)]
-        if 2 * low <= bits <= 2 * high and all(name in results for name in names):
-            share = (bits - 2 * low) / (2 * high - 2 * low)
-            low_loss, high_loss = (float(np.mean(results[name]["losses_nats"])) for name in names)
+    static = [c for c in CASES if c.bits.isdigit() and (c.ratio, c.v_bits) == (case.ratio, case.v_bits)]
+    static = sorted((c for c in static if c.name in results), key=lambda c: int(c.bits))
+    for low, high in pairwise(static):
+        low_bits, high_bits = kv_bits(low, 0.0), kv_bits(high, 0.0)
+        if low_bits <= bits <= high_bits:
+            share = (bits - low_bits) / (high_bits - low_bits)
+            low_loss, high_loss = (float(np.mean(results[c.name]["losses_nats"])) for c in (low, high))
             return math.exp((1 - share) * low_loss + share * high_loss)
     return None

@@ -56,27 +56,35 @@ def _results(saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def plot_perplexity(rows: list[dict[str, Any]], ax: Axes) -> Axes:
-    """Loss added over dense against token pruning, one line per bit setting, with 95 % intervals."""
-    lines = [bits for bits in CASE_LOOKS if bits in {row["bits"] for row in rows}]
-    for i, bits in enumerate(lines):
+    """Perplexity against token pruning, with 95 % intervals of the difference from dense; log scale."""
+    dense = next(row["perplexity"] for row in rows if row["bits"] == "float" and row["token_ratio"] == 1)
+    for i, bits in enumerate(("float", "6+4", "8+4")):
         label, colour, marker = CASE_LOOKS[bits]
-        chosen = [
-            r for r in rows if r["bits"] == bits and r["threshold"] in (None, language.Case().threshold)
-        ]
-        x = np.array([row["token_ratio"] for row in chosen]) + 0.03 * (i - len(lines) / 2)
-        y = [row["loss_delta_nats"] for row in chosen]
-        half = [row["loss_delta_half_95_nats"] for row in chosen]
+        chosen = [r for r in rows if r["bits"] == bits and _usual(r)]
+        x = np.array([row["token_ratio"] for row in chosen]) + 0.06 * (i - 1)
+        delta, half = (np.array([r[f"loss_delta{key}_nats"] for r in chosen]) for key in ("", "_half_95"))
+        y = dense * np.exp(delta)
+        error = [y - dense * np.exp(delta - half), dense * np.exp(delta + half) - y]
         ax.errorbar(
-            x, y, half, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, elinewidth=1, label=label
+            x, y, error, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, elinewidth=1, label=label
         )
-    ax.axhline(0, color="#57606A", linewidth=0.8)
+    ax.axhline(dense, color="#57606A", linewidth=0.8)
+    ax.set_yscale("log")
+    ax.set_yticks([10, 20, 50, 100, 150], ["10", "20", "50", "100", "150"])
+    ax.minorticks_off()
     ax.set_xticks(sorted({row["token_ratio"] for row in rows}))
     ax.set_xlabel("token pruning (layers / sum of keep ratios), x")
-    ax.set_ylabel("loss added over dense, nats per token")
-    ax.set_title("No fine-tuning: loss against token pruning")
+    ax.set_ylabel("perplexity (log scale)")
+    ax.set_title("No fine-tuning: perplexity against token pruning")
     ax.grid(axis="y")
-    ax.legend(fontsize=8.5)
+    ax.legend(fontsize=8.5, loc="upper left")
     return ax
+
+
+def _usual(row: dict[str, Any]) -> bool:
+    """At the paper's threshold and with V at the width of K's MSBs."""
+    same_v = row["v_bits"] is None or row["v_bits"] == language.parse_bits(row["bits"])["v_bits"]
+    return same_v and row["threshold"] in (None, language.Case().threshold)
 
 
 def plot_threshold(rows: list[dict[str, Any]], ax: Axes) -> Axes:
@@ -102,27 +110,27 @@ def plot_threshold(rows: list[dict[str, Any]], ax: Axes) -> Axes:
 
 
 def plot_traffic(rows: list[dict[str, Any]], ax: Axes) -> Axes:
-    """Loss against K and V bits per element pair, at no token pruning: progressive beside static."""
-    chosen = [row for row in rows if row["token_ratio"] == 1 and row["bits"] != "float"]
-    static = sorted((r for r in chosen if "+" not in r["bits"]), key=lambda r: r["kv_bits"])
-    ax.plot(
-        [r["kv_bits"] for r in static], [r["loss_delta_nats"] for r in static], "s--", color=ORANGE, ms=5,
-        label="static widths, and mixtures of two",
-    )  # fmt: skip
-    for bits in ("6+4", "8+4"):
-        line = sorted((r for r in chosen if r["bits"] == bits), key=lambda r: r["kv_bits"])
-        label, colour, _ = CASE_LOOKS[bits]
-        x, y = ([r[key] for r in line] for key in ("kv_bits", "loss_delta_nats"))
-        ax.plot(x, y, "o-", color=colour, ms=5, label=f"{label}, by threshold")
-        for row in line:
-            at = (row["kv_bits"], row["loss_delta_nats"])
-            ax.annotate(
-                f"{row['threshold']:g}", at, (0, 6), textcoords="offset points", fontsize=7.5, color=colour
-            )
+    """Loss against the bits of K fetched, V at 12 bits, no token pruning: progressive beside static."""
+    chosen = [row for row in rows if row["token_ratio"] == 1 and row["v_bits"] == 12]
+    looks = (("static", ORANGE, "s--"), ("4+4", PURPLE, "o-"), ("6+4", VERMILION, "o-"))
+    for bits, colour, line_style in looks:
+        line = [r for r in chosen if r["bits"] == bits or (bits == "static" and "+" not in r["bits"])]
+        line.sort(key=lambda r: r["kv_bits"])
+        label = (
+            "static 4, 6, 8 and mixtures of two" if bits == "static" else f"progressive {bits}, by threshold"
+        )
+        x, y = [r["kv_bits"] - 12 for r in line], [r["loss_delta_nats"] for r in line]
+        ax.plot(x, y, line_style, color=colour, ms=5, label=label)
+        for row, x_at, y_at in zip(line, x, y, strict=True):
+            if row["threshold"] is not None:
+                at = (x_at, y_at)
+                ax.annotate(
+                    f"{row['threshold']:g}", at, (6, 3), textcoords="offset points", fontsize=8, color=colour
+                )
     ax.axhline(0, color="#57606A", linewidth=0.8)
-    ax.set_xlabel("K and V traffic, bits per pair of elements (float32: 64)")
+    ax.set_xlabel("K traffic, bits per element (V: 12 bits)")
     ax.set_ylabel("loss added over dense, nats per token")
-    ax.set_title("Same traffic, spent two ways")
+    ax.set_title("The same K traffic, spent two ways")
     ax.grid(axis="y")
     ax.legend(fontsize=8.5)
     return ax
@@ -141,6 +149,7 @@ def plot_probability(result: dict[str, Any], label: str, ax: Axes) -> Axes:
         ax.fill_between(centre[full], low, high, color=colour, alpha=0.15, linewidth=0)
     ax.set_yscale("log")
     ax.set_xlim(0, 1)
+    ax.set_ylim(3e-4, 2)  # the quartile of rows near 1 falls out at the bottom
     ax.set_xlabel("largest probability of the row")
     ax.set_ylabel("total |error| of the row's probabilities")
     ax.set_title(label)
@@ -348,7 +357,7 @@ def _language_table(rows: list[dict[str, Any]]) -> Table:
         )
         table.add_row(
             f"{row['token_ratio']:g}x",
-            row["bits"],
+            row["bits"] if row["v_bits"] != 12 else f"{row['bits']}, V 12",
             "" if threshold is None else f"{threshold:g}",
             f"{row['perplexity']:.2f}",
             f"{row['loss_delta_nats']:+.4f} ± {row['loss_delta_half_95_nats']:.4f}",

@@ -73,7 +73,7 @@ def test_same_traffic_mixture(results):
 
 def test_threshold_raises_the_refetch_rate(results):
     rows = report.summarise(results)["language"]["rows"]
-    chosen = [r for r in rows if r["bits"] == "6+4" and r["token_ratio"] == 1]
+    chosen = [r for r in rows if r["bits"] == "6+4" and r["token_ratio"] == 1 and r["v_bits"] == 6]
     chosen.sort(key=lambda r: r["threshold"])
     rates = [r["lsb_fraction"] for r in chosen]
     assert [r["threshold"] for r in chosen] == list(language.THRESHOLDS)
@@ -179,8 +179,14 @@ def test_text_too_short(decoder_folder, text_file):
         language.windows(decoder, load_text(text_file), setup)
 
 
-def test_plot_axes_name_their_units(results):
+def test_plots_show_every_line(results):
     rows = report.summarise(results)["language"]["rows"]
-    figure = report.language_figure(rows)
-    labels = [ax.get_ylabel() for ax in figure.axes]
-    assert all("nats" in label or "%" in label for label in labels)
+    panels = report.language_figure(rows).axes
+    assert [ax.get_ylabel().split(",")[0].split(" (")[0] for ax in panels] == [
+        "perplexity", "rows redone with LSBs", "loss added over dense", "loss added over dense",
+    ]  # fmt: skip
+    pruning, _, traffic, _ = panels
+    assert [len(line[0].get_xdata()) for line in pruning.containers] == [4, 4, 4]
+    points = {line.get_label(): len(line.get_xdata()) for line in traffic.lines}
+    assert points["static 4, 6, 8 and mixtures of two"] == 3
+    assert points["progressive 4+4, by threshold"] == 3 and points["progressive 6+4, by threshold"] == 1
