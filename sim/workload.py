@@ -272,9 +272,9 @@ def scheduled_generation(
 def recorded(record: AttentionRecord) -> Workload:
     """The workload of a recorded run of a real model, pass by pass and layer by layer.
 
-    Widths that are off in the record count as the on-chip width. Each query head reads K and V of its own: that
-    the heads of a group share them is not modelled yet, nor the selection between two generated tokens. A
-    decoder's prompt pass counts every query with every key.
+    Widths that are off in the record count as the on-chip width. Each query head reads K and V of its own:
+    that the heads of a group share them is not modelled yet, nor the selection between two generated tokens.
+    A decoder's prompt pass counts every query with every key.
     """
     passes = []
     for token, layers in enumerate(record.passes):
