@@ -8,6 +8,7 @@ from typing import Any
 
 from amaranth.lib import wiring
 
+from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
 from hw.harness.job import Case
 from hw.softmax.config import SoftmaxConfig
@@ -95,6 +96,20 @@ BLOCKS: dict[str, Block] = {
             package="hw.softmax",
             component_name="Softmax",
             config=lambda chip: SoftmaxConfig(lanes=chip.softmax_lanes),
+        ),
+        Block(
+            name="confidence",
+            summary="asks for the LSBs of rows whose maximum probability is low, and recomputes them",
+            package="hw.confidence",
+            component_name="Confidence",
+            config=lambda chip: ConfidenceConfig(lanes=chip.softmax_lanes),
+        ),
+        Block(
+            name="confident_softmax",
+            summary="confidence check and softmax, joined",
+            package="hw.confidence",
+            component_name="ConfidentSoftmax",
+            config=lambda chip: ConfidentSoftmaxConfig(lanes=chip.softmax_lanes),
         ),
     )
 }
