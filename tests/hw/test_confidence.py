@@ -242,7 +242,7 @@ MUTANTS = [
     ("flush forgets a slot", "Mux(request.flush, cfg.window, 0)", "Mux(request.flush, cfg.window - 1, 0)"),
     ("ready stuck at 1", "self.i_msb.ready.eq(active & ~is_lsb & advance)", "self.i_msb.ready.eq(1)"),
     ("line number runs on", "Mux(chosen.last, 0, line + 1)", "line + 1"),
-    ("counts dropped rows", "reports.i.valid.eq(fire & ~drop)", "reports.i.valid.eq(fire)"),
+    ("reports dropped rows", "reports.i.valid.eq(fire & ~drop)", "reports.i.valid.eq(fire)"),
 ]  # fmt: skip
 
 
