@@ -89,9 +89,8 @@ def _usual(row: dict[str, Any]) -> bool:
 
 def plot_threshold(rows: list[dict[str, Any]], ax: Axes) -> Axes:
     """Share of rows that fetch LSBs against the confidence threshold, and the loss that remains."""
-    chosen = sorted(
-        (r for r in rows if r["bits"] == "6+4" and r["token_ratio"] == 1), key=lambda r: r["threshold"]
-    )
+    chosen = [r for r in rows if r["bits"] == "6+4" and r["token_ratio"] == 1 and r["v_bits"] == 6]
+    chosen.sort(key=lambda r: r["threshold"])
     x = np.arange(len(chosen))
     bars = ax.bar(x, [100 * row["lsb_fraction"] for row in chosen], 0.6, color="#C9DDF0", edgecolor=BLUE)
     ax.bar_label(bars, fmt="%.1f %%", fontsize=8.5, color=BLUE, padding=2)
@@ -191,7 +190,7 @@ def _figure(width: float, height: float, n: int = 1) -> tuple[Figure, Any]:
 
 def language_figure(rows: list[dict[str, Any]]) -> Figure:
     """Loss against pruning, threshold and traffic."""
-    figure, axes = _figure(15, 4.6, 3)
+    figure, axes = _figure(16.5, 4.6, 3)
     for plot, ax in zip((plot_perplexity, plot_threshold, plot_traffic), axes, strict=True):
         plot(rows, ax)
     return figure
@@ -202,7 +201,9 @@ def probability_figure(results: dict[str, dict[str, Any]]) -> Figure:
     figure, axes = _figure(5.4 * len(results), 4.2, len(results))
     for (model, result), ax in zip(results.items(), np.atleast_1d(axes), strict=True):
         rows = sum(result["n_rows"])
-        plot_probability(result, f"{model}: {rows:,} attention rows", ax).legend(fontsize=8.5)
+        plot_probability(result, f"{model}: {rows:,} attention rows", ax).legend(
+            fontsize=8.5, loc="lower left"
+        )
     return figure
 
 

@@ -185,7 +185,8 @@ def test_plots_show_every_line(results):
     assert [ax.get_ylabel().split(",")[0].split(" (")[0] for ax in panels] == [
         "perplexity", "rows redone with LSBs", "loss added over dense", "loss added over dense",
     ]  # fmt: skip
-    pruning, _, traffic, _ = panels
+    pruning, threshold, traffic, _ = panels
+    assert len(threshold.patches) == len(language.THRESHOLDS)
     assert [len(line[0].get_xdata()) for line in pruning.containers] == [4, 4, 4]
     points = {line.get_label(): len(line.get_xdata()) for line in traffic.lines}
     assert points["static 4, 6, 8 and mixtures of two"] == 3
