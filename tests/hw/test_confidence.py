@@ -97,7 +97,7 @@ def test_entries_obey_the_window(checks, window):
 )
 def test_rtl_matches_golden_and_cycles_in_amaranth(part, config_type, shape, p_stall):
     config = config_type(**shape)
-    for full_rate in cases(config, seed=3, n_random=12):
+    for full_rate in cases(config, seed=3, n_random=8):
         one = full_rate.stalled(p_stall, seed=4) if p_stall else full_rate
         assert judge(one, run_case(part(config), one)).problems == ()
 
@@ -196,7 +196,7 @@ def _split(beats: Beats, last: np.ndarray) -> deque[list[int]]:
 def test_one_pipeline_for_both_planes_never_deadlocks(window, p_stall):
     """Scores that come only in the order of ``o_begin``, each row after it was named; random stalls."""
     config = ConfidentSoftmaxConfig(lanes=2, n_max=16, window=window)
-    one = joined_case("shared", random_rows(40, np.random.default_rng(5), config), config)
+    one = joined_case("shared", random_rows(25, np.random.default_rng(5), config), config)
     part = ConfidentSoftmax(config)
     source = SharedSource(part, one, seed=6, p_stall=p_stall)
     simulator = Simulator(part)
