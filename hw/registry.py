@@ -10,6 +10,7 @@ from amaranth.lib import wiring
 
 from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
+from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
 from hw.harness.job import Case
 from hw.softmax.config import SoftmaxConfig
 from hw.stream.config import FifoConfig, PackerConfig, SkidConfig, WidthChangeConfig
@@ -35,6 +36,15 @@ class Block:
     def cases(self, config: Any, *, seed: int, n_random: int) -> list[Case]:
         """Stimulus and golden results: corners first, then ``n_random`` random requests a case."""
         return importlib.import_module(f"{self.package}.vectors").cases(config, seed=seed, n_random=n_random)
+
+
+def _fetch(chip: ChipConfig) -> FetchConfig:
+    return fetch_config(
+        n_multipliers=chip.n_multipliers,
+        n_channels=chip.n_dram_channels,
+        kept_lanes=chip.topk.lanes,
+        n_max=chip.topk.n_max,
+    )
 
 
 def _fifo(chip: ChipConfig) -> FifoConfig:
@@ -110,6 +120,41 @@ BLOCKS: dict[str, Block] = {
             package="hw.confidence",
             component_name="ConfidentSoftmax",
             config=lambda chip: ConfidentSoftmaxConfig(lanes=chip.softmax_lanes),
+        ),
+        Block(
+            name="plane_split",
+            summary="values to an MSB and an LSB plane",
+            package="hw.fetch",
+            component_name="PlaneSplit",
+            config=lambda chip: SplitConfig(lanes=chip.topk.lanes),
+        ),
+        Block(
+            name="plane_join",
+            summary="MSB and LSB plane to values",
+            package="hw.fetch",
+            component_name="PlaneJoin",
+            config=lambda chip: JoinConfig(lanes=chip.topk.lanes),
+        ),
+        Block(
+            name="fetch_addresses",
+            summary="kept tokens to atom addresses, dealt over the ports",
+            package="hw.fetch",
+            component_name="AddressGenerator",
+            config=lambda chip: _fetch(chip).addresses,
+        ),
+        Block(
+            name="fetch_converter",
+            summary="atoms to rows of 12-bit elements",
+            package="hw.fetch",
+            component_name="Converter",
+            config=lambda chip: _fetch(chip).converter,
+        ),
+        Block(
+            name="fetch",
+            summary="kept tokens to lines of K or V, through DRAM",
+            package="hw.fetch",
+            component_name="Fetch",
+            config=_fetch,
         ),
     )
 }

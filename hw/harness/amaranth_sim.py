@@ -2,6 +2,7 @@
 """Runs cases in Amaranth's own simulator: no build, for small runs and for mutants."""
 
 import random
+from collections import deque
 
 import numpy as np
 from amaranth import Value
@@ -9,6 +10,7 @@ from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from .job import QUIET_CYCLES, Beats, Case, Log, StreamPort
+from .memory import Responder
 from .ports import stream_ports
 
 
@@ -25,19 +27,22 @@ def run_case(component: wiring.Component, case: Case, vcd_path: str | None = Non
     async def clocked(ctx) -> None:
         """One process plays every source and sink, so that a run is reproducible from its seed."""
         nonlocal n_cycles
+        responders = {name: Responder(memory, case.seed) for name, memory in case.memories.items()}
         ends: list[_Source | _Sink] = [
-            (_Source if port.is_input else _Sink)(port, case, component) for port in ports
+            (_Source if port.is_input else _Sink)(port, case, component, responders) for port in ports
         ]
         quiet = 0
         while n_cycles < case.max_cycles and quiet < QUIET_CYCLES:
             for end in ends:
-                end.drive(ctx)
+                end.drive(ctx, n_cycles)
             fired = [end for end in ends if ctx.get(end.stream.valid) and ctx.get(end.stream.ready)]
             for end in fired:
                 stamps[end.port.name].append(n_cycles)
                 if isinstance(end, _Sink):
                     beats[end.port.name].append(ctx.get(Value.cast(end.stream.payload)))
-                end.taken()
+                    end.taken(beats[end.port.name][-1], n_cycles)
+                else:
+                    end.offering = False
             await ctx.tick()
             n_cycles += 1
             quiet = quiet + 1 if finished() else 0
@@ -61,35 +66,42 @@ def run_case(component: wiring.Component, case: Case, vcd_path: str | None = Non
 class _Source:
     """Offers the beats of one input stream; once valid, a beat stays until taken."""
 
-    def __init__(self, port: StreamPort, case: Case, component: wiring.Component) -> None:
+    def __init__(self, port: StreamPort, case: Case, component: wiring.Component, responders) -> None:
         self.port, self.stream = port, getattr(component, port.name)
-        self.waiting = [
-            int.from_bytes(row.astype("<u4").tobytes(), "little") for row in case.inputs[port.name]
-        ]
         self.rng, self.p_stall = random.Random(f"{case.seed} {port.name}"), case.p_stall
-        self.position, self.offering = 0, False
+        self.offering = False
+        self.memory: Responder | None = responders.get(case.answering.get(port.name))
+        self.waiting: deque[int] = deque()
+        if self.memory is None:
+            rows = case.inputs[port.name].astype("<u4")
+            self.waiting.extend(int.from_bytes(row.tobytes(), "little") for row in rows)
 
-    def drive(self, ctx) -> None:
-        if not self.offering and self.position < len(self.waiting) and self.rng.random() >= self.p_stall:
-            self.offering = True
-            ctx.set(Value.cast(self.stream.payload), self.waiting[self.position])
+    def drive(self, ctx, cycle: int) -> None:
+        if not self.offering and self.rng.random() >= self.p_stall:
+            beat = self._next(cycle)
+            if beat is not None:
+                self.offering = True
+                ctx.set(Value.cast(self.stream.payload), beat)
         ctx.set(self.stream.valid, self.offering)
 
-    def taken(self) -> None:
-        self.position += 1
-        self.offering = False
+    def _next(self, cycle: int) -> int | None:
+        if self.memory is not None:
+            return self.memory.answer(cycle)
+        return self.waiting.popleft() if self.waiting else None
 
 
 class _Sink:
-    def __init__(self, port: StreamPort, case: Case, component: wiring.Component) -> None:
+    def __init__(self, port: StreamPort, case: Case, component: wiring.Component, responders) -> None:
         self.port, self.stream = port, getattr(component, port.name)
         self.rng, self.p_stall = random.Random(f"{case.seed} {port.name}"), case.p_stall
+        self.memory: Responder | None = responders.get(port.name)
 
-    def drive(self, ctx) -> None:
+    def drive(self, ctx, cycle: int) -> None:
         ctx.set(self.stream.ready, self.rng.random() >= self.p_stall)
 
-    def taken(self) -> None:
-        pass
+    def taken(self, beat: int, cycle: int) -> None:
+        if self.memory is not None:
+            self.memory.ask(beat, cycle)
 
 
 def _to_words(values: list[int], n_words: int) -> Beats:

@@ -6,12 +6,15 @@ Runs inside the simulator, so it imports numpy and cocotb only; golden results a
 
 import os
 import random
+from collections import deque
 from typing import Any
 
 import cocotb
 import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
+
+from hw.harness.memory import Memory, Responder
 
 RESET_CYCLES = 2
 
@@ -26,23 +29,32 @@ class Port:
         self.ready = getattr(dut, f"{name}__ready")
 
     def begin(self, beats: np.ndarray, n_expected: int, p_stall: float, seed: int) -> None:
-        self.waiting = [int.from_bytes(row.astype("<u4").tobytes(), "little") for row in beats]
+        self.waiting = deque(int.from_bytes(row.astype("<u4").tobytes(), "little") for row in beats)
         self.n_expected, self.p_stall = n_expected, p_stall
         self.rng = random.Random(f"{seed} {self.name}")
         self.cycles: list[int] = []
         self.seen: list[int] = []
         self.offering = False
+        self.memory: Responder | None = None
+        """Asked by the transfers of an output, or answering through an input."""
 
-    def drive(self) -> None:
+    def drive(self, cycle: int) -> None:
         """Set this side's handshake for the next rising edge; a beat once offered stays until taken."""
         stall = self.rng.random() < self.p_stall
         if not self.is_input:
             self.ready.value = not stall
             return
-        if not self.offering and not stall and len(self.cycles) < len(self.waiting):
-            self.offering = True
-            self.payload.value = self.waiting[len(self.cycles)]
+        if not self.offering and not stall:
+            beat = self._next(cycle)
+            if beat is not None:
+                self.offering = True
+                self.payload.value = beat
         self.valid.value = self.offering
+
+    def _next(self, cycle: int) -> int | None:
+        if self.memory is not None:
+            return self.memory.answer(cycle)
+        return self.waiting.popleft() if self.waiting else None
 
     def sample(self, cycle: int) -> None:
         """Note the transfer that the next rising edge will make, if any."""
@@ -52,6 +64,8 @@ class Port:
                 self.offering = False
             else:
                 self.seen.append(int(self.payload.value))
+                if self.memory is not None:
+                    self.memory.ask(self.seen[-1], cycle)
 
 
 @cocotb.test()
@@ -67,6 +81,7 @@ async def play(dut) -> None:
             beats = jobs[f"{index} {port.name}"] if port.is_input else np.zeros((0, 1))
             n_expected = 0 if port.is_input else int(jobs[f"{index} {port.name}"])
             port.begin(beats, n_expected, float(jobs[f"{index} p_stall"]), seed)
+        _attach_memories(ports, jobs, index, seed)
         n_cycles = await _run(dut, ports, max_cycles, quiet_cycles)
         log[f"{index} n_cycles"] = np.array(n_cycles)
         for port in ports:
@@ -77,6 +92,22 @@ async def play(dut) -> None:
                 len(port.seen), -1 if raw else 0
             )
     np.savez(os.environ["QUARTET_LOG"], **log)
+
+
+def _attach_memories(ports: list[Port], jobs, index: int, seed: int) -> None:
+    """One responder for each pair of request and response stream of this case."""
+    by_name = {port.name: port for port in ports}
+    for number, (request, response) in enumerate(jobs[f"{index} memories"]):
+        address_bits, latency, jitter, interval = (int(x) for x in jobs[f"{index} memory {number} numbers"])
+        memory = Memory(
+            response=str(response),
+            words=jobs[f"{index} memory {number} words"],
+            address_bits=address_bits,
+            latency_cycles=latency,
+            jitter_cycles=jitter,
+            interval_cycles=interval,
+        )
+        by_name[str(request)].memory = by_name[str(response)].memory = Responder(memory, seed)
 
 
 async def _run(dut, ports: list[Port], max_cycles: int, quiet_cycles: int) -> int:
@@ -90,7 +121,7 @@ async def _run(dut, ports: list[Port], max_cycles: int, quiet_cycles: int) -> in
     cycle = quiet = 0
     while cycle < max_cycles and quiet < quiet_cycles:
         for port in ports:
-            port.drive()
+            port.drive(cycle)
         await ReadOnly()
         for port in ports:
             port.sample(cycle)

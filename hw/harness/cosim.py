@@ -122,8 +122,16 @@ def _save_jobs(path: Path, cases: Sequence[Case], ports: Sequence[StreamPort]) -
         arrays[f"{index} p_stall"] = case.p_stall
         for port in ports:
             arrays[f"{index} {port.name}"] = (
-                case.inputs[port.name] if port.is_input else len(case.expected[port.name])
+                case.inputs.get(port.name, np.zeros((0, port.n_words), np.uint32))
+                if port.is_input
+                else len(case.expected.get(port.name, ()))
             )
+        arrays[f"{index} memories"] = np.array(
+            [(request, memory.response) for request, memory in case.memories.items()]
+        ).reshape(-1, 2)
+        for number, memory in enumerate(case.memories.values()):
+            arrays[f"{index} memory {number} numbers"] = memory.numbers
+            arrays[f"{index} memory {number} words"] = memory.words
     np.savez(path, **arrays)
 
 

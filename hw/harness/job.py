@@ -5,9 +5,11 @@ A beat is a row of 32-bit words, lowest bits first; a stream of n beats is ``uin
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from .memory import Memory
 
 Beats = np.ndarray
 
@@ -47,17 +49,25 @@ class Case:
     """Seed of the stalls."""
     max_cycles: int
     """Budget; a run that needs more has failed."""
+    memories: Mapping[str, Memory] = field(default_factory=dict)
+    """Memories by the output stream that carries their requests. That stream and the one that brings the
+    answers stand neither in ``expected`` nor in ``inputs``."""
 
     def stalled(self, p_stall: float, seed: int, slowdown: int = 12) -> "Case":
         """The same stimulus under random stalls; cycle expectations do not apply."""
-        return Case(
+        return replace(
+            self,
             name=f"{self.name}, stalls {p_stall:g}",
-            inputs=self.inputs,
-            expected=self.expected,
+            expected_cycles={},
             p_stall=p_stall,
             seed=seed,
             max_cycles=self.max_cycles * slowdown,
         )
+
+    @property
+    def answering(self) -> dict[str, str]:
+        """Input stream that brings a memory's answers -> output stream of its requests."""
+        return {memory.response: request for request, memory in self.memories.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +154,11 @@ def pack_fields(fields: Sequence[tuple[np.ndarray, int]]) -> Beats:
 
 
 def _bit_columns(values: np.ndarray, bits: int) -> list[np.ndarray]:
-    values = values.reshape(len(values), -1).astype(np.uint64)
+    values = values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.uint64)
     if values.size and int(values.max()) >> bits:
         raise ValueError(f"value {int(values.max())} does not fit in {bits} bits")
     as_bits = (values[:, :, None] >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)
-    return [as_bits.reshape(len(values), -1).astype(np.uint8)]
+    return [as_bits.reshape(len(values), values.shape[1] * bits).astype(np.uint8)]
 
 
 def unpack_fields(beats: Beats, layout: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Streams vectors through a verilated block without VPI. ports.h, generated, names its streams.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
+#include <utility>
 #include <vector>
 
 #include "Vtop.h"
@@ -30,6 +33,38 @@ struct End {
     Random random;
     bool offering = false;
     size_t position = 0;
+    struct Memory* memory = nullptr;  // asked by an output's transfers, or answering through an input
+};
+
+using Words = std::vector<uint32_t>;
+
+// The rules are those of hw/harness/memory.py. Fields of up to 32 bits that start anywhere in a beat.
+struct Memory {
+    uint64_t header[8];  // request port, response port, address bits, latency, jitter, interval, n, words each
+    Words words;
+    std::deque<std::pair<uint64_t, Words>> answers;
+    uint64_t busy_until = 0;
+    Random random;
+
+    void ask(const Words& request, uint64_t cycle) {
+        const uint64_t address_bits = header[2], width = header[7];
+        const uint64_t address = request[0] & ((uint64_t(1) << address_bits) - 1);
+        const int n_response = PORTS[header[1]].n_words;
+        Words beat(n_response + 1, 0);
+        if (address < header[6])
+            std::copy_n(words.begin() + address * width, width, beat.begin());
+        for (size_t i = width; i < size_t(n_response); ++i) {  // the tag, from bit address_bits on
+            const uint64_t from = address_bits + 32 * (i - width);
+            uint64_t two = 0;
+            for (int part = 0; part < 2; ++part)
+                if (from / 32 + part < request.size()) two |= uint64_t(request[from / 32 + part]) << 32 * part;
+            beat[i] = uint32_t(two >> from % 32);
+        }
+        const uint64_t jitter = random.next() % (header[4] + 1);
+        const uint64_t due = std::max(cycle + header[3] + jitter, busy_until);
+        busy_until = due + header[5];
+        answers.emplace_back(due, beat);
+    }
 };
 
 void need(bool ok, const char* what) {
@@ -84,6 +119,16 @@ void run_job(Vtop& top, std::FILE* job, std::FILE* log) {
         }
         ends[p].random.state = header[3] * 1000003 + p;
     }
+    uint64_t n_memories;
+    read_all(job, &n_memories, 1);
+    std::vector<Memory> memories(n_memories);
+    for (Memory& memory : memories) {
+        read_all(job, memory.header, 8);
+        memory.words.resize(memory.header[6] * memory.header[7]);
+        read_all(job, memory.words.data(), memory.words.size());
+        memory.random.state = header[3] * 1000003 + N_PORTS + memory.header[1];
+        ends[memory.header[0]].memory = ends[memory.header[1]].memory = &memory;
+    }
     reset(top);
 
     uint64_t n_cycles = 0, quiet = 0;
@@ -95,9 +140,16 @@ void run_job(Vtop& top, std::FILE* job, std::FILE* log) {
             if (!port.is_input) {
                 port.set_ready(top, !stall);
             } else {
-                if (!end.offering && !stall && end.position < end.n_beats) {
-                    end.offering = true;
-                    port.write_payload(top, &end.beats[end.position * port.n_words]);
+                if (!end.offering && !stall) {
+                    if (end.memory && !end.memory->answers.empty() &&
+                        end.memory->answers.front().first <= n_cycles) {
+                        end.offering = true;
+                        port.write_payload(top, end.memory->answers.front().second.data());
+                        end.memory->answers.pop_front();
+                    } else if (end.position < end.n_beats) {
+                        end.offering = true;
+                        port.write_payload(top, &end.beats[end.position * port.n_words]);
+                    }
                 }
                 port.set_valid(top, end.offering);
             }
@@ -114,6 +166,7 @@ void run_job(Vtop& top, std::FILE* job, std::FILE* log) {
             } else {
                 end.beats.resize(end.beats.size() + port.n_words);
                 port.read_payload(top, &end.beats[end.beats.size() - port.n_words]);
+                if (end.memory) end.memory->ask({end.beats.end() - port.n_words, end.beats.end()}, n_cycles);
             }
         }
         clock(top);

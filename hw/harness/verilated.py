@@ -109,11 +109,19 @@ def _write(file: BinaryIO, numbers: Sequence[int]) -> None:
 def _write_case(file: BinaryIO, case: Case, ports: Sequence[StreamPort]) -> None:
     threshold = min(int(case.p_stall * 2**32), 2**32 - 1)
     _write(file, [case.max_cycles, QUIET_CYCLES, threshold, case.seed])
+    index = {port.name: number for number, port in enumerate(ports)}
     for port in ports:
-        beats = (case.inputs if port.is_input else case.expected)[port.name]
-        _write(file, [len(beats)])
-        if port.is_input:
-            file.write(np.ascontiguousarray(beats, dtype="<u4").tobytes())
+        if not port.is_input:
+            _write(file, [len(case.expected.get(port.name, ()))])
+        elif port.name in case.answering:
+            _write(file, [0])
+        else:
+            _write(file, [len(case.inputs[port.name])])
+            file.write(np.ascontiguousarray(case.inputs[port.name], dtype="<u4").tobytes())
+    _write(file, [len(case.memories)])
+    for request, memory in case.memories.items():
+        _write(file, [index[request], index[memory.response], *memory.numbers, *memory.words.shape])
+        file.write(np.ascontiguousarray(memory.words, dtype="<u4").tobytes())
 
 
 def _read_log(file: BinaryIO, ports: Sequence[StreamPort]) -> Log:

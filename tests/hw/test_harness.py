@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
 """The ways of running a block: they agree with each other, notice errors, and cache their builds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hw.config import preset
+from hw.fetch.config import CrossbarConfig
 from hw.harness import build, cosim, verilated
 from hw.harness.amaranth_sim import run_case
 from hw.harness.job import Case, judge, pack_fields, unpack_fields
-from hw.registry import BLOCKS
+from hw.harness.memory import Memory, Responder
+from hw.registry import BLOCKS, Block
 
 
 @given(
@@ -121,3 +125,91 @@ def test_the_cache_builds_once_and_leaves_nothing_half_done(tmp_path, monkeypatc
 def test_unknown_simulator_is_rejected():
     with pytest.raises(ValueError, match="sim must be one of verilator, icarus, not 'modelsim'"):
         cosim.run_cases(BLOCK, CONFIG, [], "modelsim")
+
+
+# --- memories -------------------------------------------------------------------------------------------
+
+
+def _memory(**changes) -> Memory:
+    words = np.arange(8, dtype=np.uint32).reshape(4, 2)
+    return Memory(**{"response": "i", "words": words, "address_bits": 3, **changes})
+
+
+def test_a_memory_answers_in_order_after_its_latency_and_at_its_rate():
+    responder = Responder(_memory(latency_cycles=5, interval_cycles=3), seed=1)
+    for cycle, address, tag in ((10, 1, 9), (11, 3, 7), (30, 5, 1)):
+        responder.ask(address | tag << 3, cycle)
+    answers = [(cycle, beat) for cycle in range(50) if (beat := responder.answer(cycle)) is not None]
+    words = {1: 2 | 3 << 32, 3: 6 | 7 << 32, 5: 0}  # past the end: zeros
+    assert answers == [(15, words[1] | 9 << 64), (18, words[3] | 7 << 64), (35, words[5] | 1 << 64)]
+
+
+def test_jitter_keeps_the_order_of_a_channel_and_differs_between_channels():
+    shown = []
+    for response in ("i_response0", "i_response1"):
+        responder = Responder(_memory(response=response, jitter_cycles=20), seed=1)
+        for cycle in range(40):
+            responder.ask(cycle % 4, cycle)
+        found = [(cycle, beat) for cycle in range(200) if (beat := responder.answer(cycle)) is not None]
+        assert [beat for _, beat in found] == [2 * (i % 4) | (2 * (i % 4) + 1) << 32 for i in range(40)]
+        assert all(i + 1 <= cycle for i, (cycle, _) in enumerate(found))
+        shown.append([cycle for cycle, _ in found])
+    assert shown[0] != shown[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latency_cycles": 0}, "latency_cycles must be at least 1, not 0"),
+        ({"jitter_cycles": -1}, "jitter_cycles must not be negative, not -1"),
+        ({"interval_cycles": 0}, "interval_cycles must be at least 1, not 0"),
+        ({"address_bits": 33}, "address_bits must be in 1..32, not 33"),
+        ({"words": np.zeros(3, dtype=np.uint32)}, r"words must be uint32\[n, n_words\], not uint32\[3\]"),
+    ],
+)
+def test_bad_memories_are_rejected(changes, message):
+    with pytest.raises(ValueError, match=message):
+        _memory(**changes)
+
+
+# Tags of 3 + 1 bits behind an address of 9: fields that do not start on a byte.
+CROSSBAR = Block(
+    name="crossbar", summary="", package="hw.fetch", component_name="Crossbar", config=lambda _: None
+)
+CROSSBAR_CONFIG = CrossbarConfig(n_ports=2, n_channels=2, depth=8, atom_address_bits=10, note_bits=3)
+
+
+def _memory_cases() -> list[Case]:
+    full_rate = CROSSBAR.cases(CROSSBAR_CONFIG, seed=1, n_random=20)
+    return [*full_rate, *(one.stalled(0.4, seed=3) for one in full_rate)]
+
+
+def test_memories_answer_alike_in_the_harness_and_in_amaranths_simulator():
+    runs = _memory_cases()
+    for one, verilog in zip(runs, verilated.run_cases(CROSSBAR, CROSSBAR_CONFIG, runs), strict=True):
+        in_python = run_case(CROSSBAR.component(CROSSBAR_CONFIG), one)
+        assert judge(one, verilog).problems == judge(one, in_python).problems == ()
+        if one.expected_cycles:
+            assert {name: c.tolist() for name, c in in_python.cycles.items()} == {
+                name: c.tolist() for name, c in verilog.cycles.items()
+            }
+
+
+def test_memories_answer_under_cocotb():
+    simulator = "verilator" if cosim.missing_simulator("icarus") else "icarus"  # the one that builds faster
+    runs = _memory_cases()
+    logs = cosim.run_cases(CROSSBAR, CROSSBAR_CONFIG, runs, simulator)
+    assert [judge(one, log).problems for one, log in zip(runs, logs, strict=True)] == [()] * len(runs)
+
+
+def test_a_wrong_memory_is_noticed():
+    one = _memory_cases()[0]
+    wrong = {
+        name: replace(memory, words=memory.words ^ np.uint32(1)) for name, memory in one.memories.items()
+    }
+    broken = replace(one, memories=wrong)
+    for log in (
+        run_case(CROSSBAR.component(CROSSBAR_CONFIG), broken),
+        verilated.run_cases(CROSSBAR, CROSSBAR_CONFIG, [broken])[0],
+    ):
+        assert "o0 beat 0: 0x" in judge(broken, log).problems[0]
