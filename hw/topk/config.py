@@ -2,6 +2,7 @@
 """Shape and pipeline of the top-k engine; RTL, golden model and cycle model all read it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 LFSR_BITS = 16
 LFSR_TAPS = (15, 14, 12, 3)
@@ -21,6 +22,8 @@ DECIDE_CYCLES = 1
 class TopKConfig:
     """One built top-k engine; ``n`` and ``k`` are run-time values up to the built maximum."""
 
+    MAX_ELEMENT_BITS: ClassVar[int] = 32
+
     lanes: int = 16
     """P: elements compared per cycle; a power of two in 1..32."""
     n_max: int = 1024
@@ -33,8 +36,8 @@ class TopKConfig:
             raise ValueError(f"lanes must be a power of two in 1..32, not {self.lanes}")
         if not (max(self.lanes, 2) <= self.n_max <= 65_536 and self.n_max & (self.n_max - 1) == 0):
             raise ValueError(f"n_max must be a power of two in {max(self.lanes, 2)}..65536, not {self.n_max}")
-        if not 8 <= self.element_bits <= 32:
-            raise ValueError(f"element_bits must be in 8..32, not {self.element_bits}")
+        if not 8 <= self.element_bits <= self.MAX_ELEMENT_BITS:
+            raise ValueError(f"element_bits must be in 8..{self.MAX_ELEMENT_BITS}, not {self.element_bits}")
 
     @property
     def index_bits(self) -> int:
@@ -55,3 +58,13 @@ class TopKConfig:
     def max_lines(self) -> int:
         """Lines of ``lanes`` elements that the buffer and each FIFO hold."""
         return self.n_max // self.lanes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactListConfig:
+    """Queue of the marked elements of the lines of one request."""
+
+    lanes: int
+    element_bits: int
+    max_lines: int
+    """Lines of one request, and so of one list."""

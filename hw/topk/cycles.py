@@ -49,15 +49,64 @@ class TopKTiming:
         return self.output_cycles[-1] - self.first_input_cycle + 1
 
 
-def replay(requests: Sequence[tuple[np.ndarray, int, int]], config: TopKConfig) -> list[TopKTiming]:
+def replay(
+    requests: Sequence[tuple[np.ndarray, int, int]], config: TopKConfig, source_lanes: int | None = None
+) -> list[TopKTiming]:
     """Exact cycles of back-to-back requests at full rate, from reset.
 
     Parameters
     ----------
     requests : sequence of (elements, k, seed)
         ``elements`` unsigned integers [n]; ``seed`` 0 lets the LFSR run on.
+    source_lanes : int, optional
+        Elements that the source joins into lines per cycle, see :class:`Loads`; whole lines otherwise.
     """
-    return _Replay(config).run(requests)
+    return _Replay(config, source_lanes).run(requests)
+
+
+class Loads:
+    """Cycles in which the lines of successive requests are taken.
+
+    Lines come one a cycle, or from a packer that joins ``source_lanes`` elements a cycle into lines of
+    ``lanes``: it waits with the beat that completes a line until the line is taken, and then goes on.
+    """
+
+    def __init__(self, lanes: int, source_lanes: int | None) -> None:
+        self.lanes, self.source_lanes = lanes, source_lanes or lanes
+        self.last_cycle = 0
+
+    def take(self, n: int, from_cycle: int) -> np.ndarray:
+        """int64[B(n)]: the next request of n elements, its first line not before ``from_cycle``."""
+        counts = np.minimum(self.lanes, n - self.lanes * np.arange(max(1, -(-n // self.lanes))))
+        beats = np.maximum(1, -(-counts // self.source_lanes))
+        first = max(from_cycle, self.last_cycle + int(beats[0]))
+        taken = first + np.cumsum(beats) - beats[0]
+        self.last_cycle = int(taken[-1])
+        return taken
+
+
+def filter_cycle_of_line(decided_cycle: int, line: np.ndarray | int) -> np.ndarray:
+    """Cycle in which the filter that starts at ``decided_cycle`` reads a line."""
+    return np.asarray(decided_cycle + 1 + np.asarray(line))
+
+
+def filter_replay(keep: np.ndarray, k: int, lanes: int, decided_cycle: int) -> tuple[list[int], int]:
+    """Cycles of the filter's output beats, and the first cycle in which it can start again.
+
+    Parameters
+    ----------
+    keep : bool[n], k of them True
+    decided_cycle : int
+        The filter starts.
+    """
+    found = np.cumsum(in_lines(keep, lanes).sum(axis=1))
+    last_line = int(np.searchsorted(found, k))
+    n_beats = max(1, -(-k // lanes))
+    completing = np.searchsorted(found, np.minimum(lanes * (1 + np.arange(n_beats)), k))
+    beats = filter_cycle_of_line(decided_cycle, completing) + FILTER_LATENCY_CYCLES
+    # The rest of an overflowing last line leaves one cycle after its full beat.
+    beats = np.arange(n_beats) + np.maximum.accumulate(beats - np.arange(n_beats))
+    return beats.tolist(), int(filter_cycle_of_line(decided_cycle, last_line)) + 2
 
 
 def expected_selection_cycles(n: np.ndarray | int, k: np.ndarray | int, config: TopKConfig) -> np.ndarray:
@@ -116,8 +165,9 @@ def filter_cycles(n: np.ndarray | int, config: TopKConfig) -> np.ndarray:
 class _Replay:
     """State that outlives a request: the LFSR, and when the engine and its filter are free again."""
 
-    def __init__(self, config: TopKConfig) -> None:
+    def __init__(self, config: TopKConfig, source_lanes: int | None) -> None:
         self.config = config
+        self.loads = Loads(config.lanes, source_lanes)
         self.draw = _lfsr_position()[1]
         self.request_cycle = 1
         self.filter_free_cycle = 0
@@ -131,9 +181,9 @@ class _Replay:
             self.draw = int(_lfsr_position()[seed])
         request_cycle = self.request_cycle
         # Loads follow the filter of the request before, which is always a line ahead.
-        first_input = request_cycle + 1
-        n_lines = max(1, -(-n // lanes))
-        compare = first_input + 1 + np.arange(n_lines)
+        taken = self.loads.take(n, request_cycle + 1)
+        first_input, n_lines = int(taken[0]), len(taken)
+        compare = taken + 1
         pass_lines = [n_lines]
 
         rest, target, threshold, n_equal = elements, k, 0, n
@@ -163,7 +213,9 @@ class _Replay:
             pass_lines.append(n_lines)
 
         decided = max(decide, self.filter_free_cycle)
-        outputs, self.filter_free_cycle = self._filter(elements, k, threshold, n_equal, decided)
+        equal = elements == threshold
+        keep = (elements > threshold) | (equal & (np.cumsum(equal) <= n_equal))
+        outputs, self.filter_free_cycle = filter_replay(keep, k, lanes, decided)
         self.request_cycle = decided + 1
         return TopKTiming(
             request_cycle=request_cycle,
@@ -180,7 +232,7 @@ class _Replay:
     def _next_pivot(self, rest: np.ndarray, members: np.ndarray, draws: np.ndarray) -> int:
         """The candidate that the reservoir holds when the pass over ``rest`` ends."""
         lanes = self.config.lanes
-        by_line = _in_lines(members, lanes)
+        by_line = in_lines(members, lanes)
         lines = np.flatnonzero(by_line.any(axis=1))
         states = _lfsr_states()[draws[lines]].astype(np.int64)
         earlier = np.arange(len(lines))
@@ -195,7 +247,7 @@ class _Replay:
     def _compare_cycles(self, compare: np.ndarray, members: np.ndarray) -> np.ndarray:
         """When each line of the list of ``members`` is compared in the next pass."""
         lanes = self.config.lanes
-        filled = np.cumsum(_in_lines(members, lanes).sum(axis=1))
+        filled = np.cumsum(in_lines(members, lanes).sum(axis=1))
         n_lines = -(-int(filled[-1]) // lanes)
         full = filled[-1] // lanes
         # Line j leaves the packer with the compared line that completes it; the rest leaves at the end,
@@ -210,25 +262,8 @@ class _Replay:
         earliest = np.maximum(ready, compare[-1] + 1 + DECIDE_CYCLES + order)
         return order + np.maximum.accumulate(earliest - order)
 
-    def _filter(
-        self, elements: np.ndarray, k: int, threshold: int, n_equal: int, decided: int
-    ) -> tuple[list[int], int]:
-        """Cycles of the output beats, and the first cycle in which the filter can start again."""
-        lanes = self.config.lanes
-        equal = elements == threshold
-        keep = (elements > threshold) | (equal & (np.cumsum(equal) <= n_equal))
-        found = np.cumsum(_in_lines(keep, lanes).sum(axis=1))
-        last_line = int(np.searchsorted(found, k))
-        first_read = decided + 1
-        n_beats = max(1, -(-k // lanes))
-        completing = np.searchsorted(found, np.minimum(lanes * (1 + np.arange(n_beats)), k))
-        beats = first_read + completing + FILTER_LATENCY_CYCLES
-        # The rest of an overflowing last line leaves one cycle after its full beat.
-        beats = np.arange(n_beats) + np.maximum.accumulate(beats - np.arange(n_beats))
-        return beats.tolist(), first_read + last_line + 2
 
-
-def _in_lines(values: np.ndarray, lanes: int) -> np.ndarray:
+def in_lines(values: np.ndarray, lanes: int) -> np.ndarray:
     """Rows of ``lanes`` elements, the last one filled up with False; one empty row for no elements."""
     n_lines = max(1, -(-len(values) // lanes))
     padded = np.zeros(n_lines * lanes, dtype=bool)

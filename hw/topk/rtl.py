@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Amaranth implementation of the top-k engine."""
 
+from typing import ClassVar
+
 from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Signal, Value, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.stream.config import FifoConfig, PackerConfig, SkidConfig
-from hw.stream.rtl import Fifo, Packer, SkidBuffer
-from hw.zero_eliminator.config import ZeroEliminatorConfig
-from hw.zero_eliminator.rtl import ZeroEliminator
-
-from .config import LFSR_BITS, LFSR_TAPS, TopKConfig
+from .compact_list import CompactList
+from .config import LFSR_BITS, LFSR_TAPS, CompactListConfig, TopKConfig
+from .filter import Filter, Mark, popcount
 
 
 class TopK(wiring.Component):
@@ -39,8 +38,11 @@ class TopK(wiring.Component):
         request, zeros at and above ``count``
     """
 
+    FINAL: ClassVar[type[Filter] | type[Mark]] = Filter
+
     def __init__(self, config: TopKConfig) -> None:
         self.config = config
+        self.final = self.FINAL(config)
         line = data.ArrayLayout(unsigned(config.element_bits), config.lanes)
         super().__init__(
             {
@@ -50,7 +52,7 @@ class TopK(wiring.Component):
                     )
                 ),
                 "i": In(stream.Signature(line)),
-                "o": Out(stream.Signature(_output_layout(config))),
+                "o": Out(self.final.o.signature),
             }
         )
 
@@ -61,7 +63,9 @@ class TopK(wiring.Component):
             shape=unsigned(cfg.lanes * cfg.element_bits), depth=cfg.max_lines, init=[]
         )
         write = lines.write_port()
-        m.submodules.final = final = _Filter(cfg, lines.read_port())
+        read = lines.read_port()
+        m.submodules.final = final = self.final
+        m.d.comb += [read.addr.eq(final.line_number), read.en.eq(final.read), final.line.eq(read.data)]
         m.submodules.parts = parts = _Partition(cfg)
         wiring.connect(m, wiring.flipped(self.o), final.o)
 
@@ -261,13 +265,15 @@ class _Partition(wiring.Component):
             with m.If(self.restart):
                 m.d.sync += [count.eq(0), n_lines.eq(0)]
             with m.Elif(self.valid & (members != 0)):
-                m.d.sync += [count.eq(count + _popcount(members)), n_lines.eq(n_lines + 1)]
+                m.d.sync += [count.eq(count + popcount(members)), n_lines.eq(n_lines + 1)]
                 with m.If(take):
                     m.d.sync += pivot.eq(drawn)
 
             held_members = Signal(cfg.lanes, name=f"{name}_held")
             m.d.sync += held_members.eq(members)
-            side = _Side(cfg)
+            side = CompactList(
+                CompactListConfig(lanes=cfg.lanes, element_bits=cfg.element_bits, max_lines=cfg.max_lines)
+            )
             m.submodules[name] = ResetInserter(clear)(side)
             m.d.comb += [
                 side.i.valid.eq(held_valid),
@@ -279,181 +285,6 @@ class _Partition(wiring.Component):
         return m
 
 
-class _Side(wiring.Component):
-    """Zero eliminator, packer and FIFO of one side. The FIFO holds a whole request, so it is never full."""
-
-    def __init__(self, config: TopKConfig) -> None:
-        self.config = config
-        self.eliminator = ZeroEliminator(
-            ZeroEliminatorConfig(lanes=config.lanes, element_bits=config.element_bits)
-        )
-        super().__init__(
-            {
-                "i": In(self.eliminator.i.signature.flip()),
-                "o": Out(stream.Signature(unsigned(config.lanes * config.element_bits))),
-            }
-        )
-
-    def elaborate(self, platform) -> Module:
-        m = Module()
-        cfg = self.config
-        m.submodules.eliminator = self.eliminator
-        m.submodules.packer = packer = Packer(PackerConfig(lanes=cfg.lanes, element_bits=cfg.element_bits))
-        m.submodules.fifo = fifo = Fifo(
-            FifoConfig(width_bits=cfg.lanes * cfg.element_bits, depth=cfg.max_lines + 1)
-        )
-        wiring.connect(m, wiring.flipped(self.i), self.eliminator.i)
-        wiring.connect(m, self.eliminator.o, packer.i)
-        m.d.comb += [
-            # A list that ended with a full line leaves an empty beat, which is no line of the FIFO.
-            fifo.i.valid.eq(packer.o.valid & (packer.o.payload.count != 0)),
-            fifo.i.payload.eq(Value.cast(packer.o.payload.data)),
-            packer.o.ready.eq(fifo.i.ready),
-        ]
-        wiring.connect(m, fifo.o, wiring.flipped(self.o))
-        return m
-
-
-class _Filter(wiring.Component):
-    """Reads the stored request, keeps its k largest, and packs values and indices.
-
-    ``start`` with the threshold begins a run when not ``busy``; ``line_number`` is the next line to read.
-    """
-
-    def __init__(self, config: TopKConfig, lines: memory.ReadPort) -> None:
-        self.config, self.lines = config, lines
-        self.pair_bits = config.element_bits + config.index_bits
-        super().__init__(
-            {
-                "start": In(1),
-                "threshold": In(config.element_bits),
-                "n_equal": In(config.count_bits),
-                "n": In(config.count_bits),
-                "k": In(config.count_bits),
-                "busy": Out(1),
-                "line_number": Out(range(config.max_lines + 1)),
-                "o": Out(stream.Signature(_output_layout(config))),
-            }
-        )
-
-    def elaborate(self, platform) -> Module:
-        m = Module()
-        cfg = self.config
-        eliminator = ZeroEliminator(ZeroEliminatorConfig(lanes=cfg.lanes, element_bits=self.pair_bits))
-        packer = Packer(PackerConfig(lanes=cfg.lanes, element_bits=self.pair_bits))
-        skid = SkidBuffer(SkidConfig(width_bits=_output_layout(cfg).size))
-        m.submodules.eliminator, m.submodules.packer, m.submodules.skid = eliminator, packer, skid
-
-        threshold = Signal(cfg.element_bits)
-        n_equal = Signal(cfg.count_bits)
-        """Elements equal to the threshold that may still be kept."""
-        n_missing = Signal(cfg.count_bits)
-        """Elements of the k not yet found."""
-        n_unread = Signal(cfg.count_bits)
-        n_valid = Signal(cfg.count_bits)
-        """Elements from the line in the read register to the end of the request."""
-        read_number = Signal(range(cfg.max_lines))
-        line_valid = Signal()
-
-        kept_ready = Signal()
-        advance = Signal()
-        m.d.comb += [
-            advance.eq(~line_valid | kept_ready),
-            self.lines.addr.eq(self.line_number),
-            self.lines.en.eq(advance),
-        ]
-        # The last line is never left by counting lines: the run ends when the k-th element is found.
-        with m.If(advance):
-            m.d.sync += [
-                line_valid.eq(self.busy),
-                read_number.eq(self.line_number),
-                n_valid.eq(n_unread),
-                self.line_number.eq(self.line_number + self.busy),
-                n_unread.eq(Mux(n_unread > cfg.lanes, n_unread - cfg.lanes, 0)),
-            ]
-
-        elements = [self.lines.data.word_select(lane, cfg.element_bits) for lane in range(cfg.lanes)]
-        equal, keep = Signal(cfg.lanes), Signal(cfg.lanes)
-        inside = Cat(lane < n_valid for lane in range(cfg.lanes))
-        m.d.comb += equal.eq(Cat(e == threshold for e in elements) & inside)
-        n_before = Const(0, 1)
-        for lane, element in enumerate(elements):
-            m.d.comb += keep[lane].eq(
-                inside[lane] & ((element > threshold) | (equal[lane] & (n_before < n_equal)))
-            )
-            total = Signal(range(lane + 2), name=f"equal_upto{lane}")
-            m.d.comb += total.eq(n_before + equal[lane])
-            n_before = total
-        n_kept, found_all = Signal(range(cfg.lanes + 1)), Signal()
-        m.d.comb += [n_kept.eq(_popcount(keep)), found_all.eq(n_kept == n_missing)]
-
-        kept_valid, kept_last = Signal(), Signal()
-        kept_mask = Signal(cfg.lanes)
-        m.d.comb += kept_ready.eq(~kept_valid | eliminator.i.ready)
-        with m.If(kept_ready):
-            m.d.sync += [kept_valid.eq(line_valid), kept_mask.eq(keep), kept_last.eq(found_all)]
-            m.d.sync += [
-                eliminator.i.payload.data[lane].eq(
-                    Cat(element, Const(lane, cfg.lane_bits), read_number)[: self.pair_bits]
-                )
-                for lane, element in enumerate(elements)
-            ]
-            with m.If(line_valid):
-                m.d.sync += [
-                    n_missing.eq(n_missing - n_kept),
-                    n_equal.eq(Mux(n_before < n_equal, n_equal - n_before, 0)),
-                ]
-                with m.If(found_all):
-                    m.d.sync += [self.busy.eq(0), line_valid.eq(0)]
-        m.d.comb += [
-            eliminator.i.valid.eq(kept_valid),
-            eliminator.i.payload.mask.eq(kept_mask),
-            eliminator.i.payload.last.eq(kept_last),
-        ]
-        with m.If(self.start & ~self.busy):
-            m.d.sync += [
-                self.busy.eq(1),
-                self.line_number.eq(0),
-                n_unread.eq(self.n),
-                n_missing.eq(self.k),
-                threshold.eq(self.threshold),
-                n_equal.eq(self.n_equal),
-            ]
-
-        wiring.connect(m, eliminator.o, packer.i)
-        o = Signal(_output_layout(cfg), name="packed")
-        m.d.comb += [
-            o[field][lane].eq(packer.o.payload.data[lane][part])
-            for lane in range(cfg.lanes)
-            for field, part in (
-                ("data", slice(0, cfg.element_bits)),
-                ("index", slice(cfg.element_bits, None)),
-            )
-        ]
-        m.d.comb += [
-            o.count.eq(packer.o.payload.count),
-            o.last.eq(packer.o.payload.last),
-            skid.i.payload.eq(Value.cast(o)),
-            skid.i.valid.eq(packer.o.valid),
-            packer.o.ready.eq(skid.i.ready),
-            Value.cast(self.o.payload).eq(skid.o.payload),
-            self.o.valid.eq(skid.o.valid),
-            skid.o.ready.eq(self.o.ready),
-        ]
-        return m
-
-
-def _output_layout(config: TopKConfig) -> data.StructLayout:
-    return data.StructLayout(
-        {
-            "data": data.ArrayLayout(unsigned(config.element_bits), config.lanes),
-            "index": data.ArrayLayout(unsigned(config.index_bits), config.lanes),
-            "count": config.lanes.bit_length(),
-            "last": 1,
-        }
-    )
-
-
 def _leap(state: Signal) -> Value:
     """LFSR_BITS steps of the LFSR at once: every draw is made of fresh bits."""
     bits = [state[i] for i in range(LFSR_BITS)]
@@ -463,10 +294,6 @@ def _leap(state: Signal) -> Value:
             feedback = feedback ^ bits[tap]
         bits = [feedback, *bits[:-1]]
     return Cat(bits)
-
-
-def _popcount(mask: Value) -> Value:
-    return sum((mask[i] for i in range(1, len(mask))), start=mask[0])
 
 
 def _smear(value: Value) -> Value:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Stimulus and expectations for the top-k engine, the same for every simulator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,21 +9,28 @@ import torch
 from hw.harness.job import Case, pack_fields
 
 from .config import LFSR_BITS, TopKConfig
-from .cycles import replay
+from .cycles import TopKTiming, replay
 from .golden import top_k
 
 Request = tuple[np.ndarray, int, int]
 """Elements int64[n], k, seed of the LFSR (0: runs on)."""
 
+Replay = Callable[[Sequence[Request], TopKConfig], list[TopKTiming]]
+"""An engine's cycle model."""
+
 SIZES = (1, 2, 15, 16, 17, 100, 1024)
 
 
-def cases(config: TopKConfig, *, seed: int, n_random: int) -> list[Case]:
+def cases(config: TopKConfig, *, seed: int, n_random: int, timing: Replay = replay) -> list[Case]:
     """One case for each size up to the built maximum: its corners, then ``n_random`` random requests."""
     rng = np.random.default_rng(seed)
     return [
         case(
-            f"n = {n}", [*corner_requests(n, config), *random_requests(n, n_random, config, rng)], config, rng
+            f"n = {n}",
+            [*corner_requests(n, config), *random_requests(n, n_random, config, rng)],
+            config,
+            rng,
+            timing,
         )
         for n in (0, *SIZES)
         if n <= config.n_max
@@ -54,7 +61,13 @@ def random_requests(n: int, count: int, config: TopKConfig, rng: np.random.Gener
         yield rng.integers(0, 1 << bits, n), int(rng.integers(0, n + 1)), seed
 
 
-def case(name: str, requests: Sequence[Request], config: TopKConfig, rng: np.random.Generator) -> Case:
+def case(
+    name: str,
+    requests: Sequence[Request],
+    config: TopKConfig,
+    rng: np.random.Generator,
+    timing: Replay = replay,
+) -> Case:
     """Requests back to back; lanes past n carry noise, which the engine must ignore."""
     lanes = config.lanes
     data, output = [], []
@@ -63,11 +76,10 @@ def case(name: str, requests: Sequence[Request], config: TopKConfig, rng: np.ran
         noisy.reshape(-1)[: len(elements)] = elements
         data.append(noisy)
         output.append(_expected_beats(elements, n_kept, config))
-    timing = replay(requests, config)
     n = np.array([len(elements) for elements, _, _ in requests])
     k = np.array([k for _, k, _ in requests])
     seeds = np.array([seed for _, _, seed in requests])
-    on_time = np.concatenate([np.array(t.output_cycles) for t in timing])
+    on_time = np.concatenate([np.array(t.output_cycles) for t in timing(requests, config)])
     return Case(
         name=name,
         inputs={
