@@ -12,8 +12,10 @@ from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
 from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
 from hw.harness.job import Case
+from hw.pv.config import pv_config
+from hw.qk.config import SCORE_BITS, qk_config
 from hw.softmax.config import SoftmaxConfig
-from hw.stream.config import FifoConfig, PackerConfig, SkidConfig, WidthChangeConfig
+from hw.stream.config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 
 
@@ -99,6 +101,29 @@ BLOCKS: dict[str, Block] = {
             package="hw.stream",
             component_name="Packer",
             config=lambda chip: PackerConfig(element_bits=chip.topk.element_bits, lanes=chip.topk.lanes),
+        ),
+        Block(
+            name="regroup",
+            summary="rows of packed beats to full beats of another width",
+            package="hw.stream",
+            component_name="Regroup",
+            config=lambda chip: RegroupConfig(
+                element_bits=SCORE_BITS, lanes_in=qk_config(chip).lanes, lanes_out=chip.softmax_lanes
+            ),
+        ),
+        Block(
+            name="qk",
+            summary="scores of a query with one line of keys a cycle",
+            package="hw.qk",
+            component_name="Qk",
+            config=qk_config,
+        ),
+        Block(
+            name="pv",
+            summary="sum of the kept values, weighted with their probabilities",
+            package="hw.pv",
+            component_name="Pv",
+            config=pv_config,
         ),
         Block(
             name="softmax",

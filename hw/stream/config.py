@@ -58,6 +58,37 @@ class WidthChangeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RegroupConfig:
+    """From packed beats of up to ``lanes_in`` elements to full ones of ``lanes_out``; both powers of two."""
+
+    element_bits: int
+    lanes_in: int
+    lanes_out: int
+
+    def __post_init__(self) -> None:
+        if self.element_bits < 1:
+            raise ValueError(f"element_bits must be at least 1, not {self.element_bits}")
+        for name, lanes in (("lanes_in", self.lanes_in), ("lanes_out", self.lanes_out)):
+            if lanes < 1 or lanes & (lanes - 1):
+                raise ValueError(f"{name} must be a power of two, not {lanes}")
+
+    @property
+    def packer(self) -> "PackerConfig":
+        """The packer, as wide as the wider side."""
+        return PackerConfig(element_bits=self.element_bits, lanes=max(self.lanes_in, self.lanes_out))
+
+    @property
+    def n_parts(self) -> int:
+        """Output beats of one full beat of the packer."""
+        return self.packer.lanes // self.lanes_out
+
+    @property
+    def latency_cycles(self) -> int:
+        """The beat that completes an output beat to that output beat: 0, or 1 where wide beats are split."""
+        return int(self.n_parts > 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PackerConfig:
     """Joins beats of 0..lanes elements into full beats."""
 

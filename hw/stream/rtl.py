@@ -5,7 +5,7 @@ from amaranth import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import FifoConfig, PackerConfig, SkidConfig, WidthChangeConfig
+from .config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
 
 
 class Fifo(wiring.Component):
@@ -220,3 +220,64 @@ class Packer(wiring.Component):
             ]
             m.d.sync += [rest[lane].eq(Mux(emit, rotated[lane], joined[lane])) for lane in range(lanes)]
         return m
+
+
+class Regroup(wiring.Component):
+    """Rows of packed beats of any count, to full beats of another width; ``last`` on a row's last beat.
+
+    A packer as wide as the wider side; where the output is narrower, its beats are then split, and parts that
+    hold nothing are left out. min(lanes_out, lanes offered) elements a cycle, latency
+    ``config.latency_cycles``. ``i.ready`` depends on ``o.ready`` in the same cycle.
+
+    Members
+    -------
+    i : stream of :func:`packed_layout` of ``lanes_in``; lanes at and above ``count`` must be 0
+    o : stream of :func:`packed_layout` of ``lanes_out``; lanes at and above ``count`` are 0
+    """
+
+    def __init__(self, config: RegroupConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(packed_layout(config.element_bits, config.lanes_in))),
+                "o": Out(stream.Signature(packed_layout(config.element_bits, config.lanes_out))),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.packer = packer = Packer(self.config.packer)
+        m.d.comb += [
+            Value.cast(packer.i.payload.data).eq(Value.cast(self.i.payload.data)),
+            packer.i.payload.count.eq(self.i.payload.count),
+            packer.i.payload.last.eq(self.i.payload.last),
+            packer.i.valid.eq(self.i.valid),
+            self.i.ready.eq(packer.i.ready),
+        ]
+        if self.config.n_parts == 1:
+            wiring.connect(m, packer.o, wiring.flipped(self.o))
+        else:
+            self._split(m, packer)
+        return m
+
+    def _split(self, m: Module, packer: Packer) -> None:
+        """One wide beat held, its lowest part on the output."""
+        lanes_out = self.config.lanes_out
+        o = self.o.payload
+        rest = Signal(packer.o.payload.shape(), reset_less=True)
+        """What is still to be delivered of the beat."""
+        ends = Signal()
+        m.d.comb += [
+            ends.eq(rest.count <= lanes_out),
+            Value.cast(o.data).eq(Value.cast(rest.data)),  # the lowest part; wider bits are cut off
+            o.count.eq(Mux(ends, rest.count, lanes_out)),
+            o.last.eq(rest.last & ends),
+            packer.o.ready.eq(~self.o.valid | (self.o.ready & ends)),
+        ]
+        with m.If(packer.o.ready):
+            m.d.sync += [self.o.valid.eq(packer.o.valid), rest.eq(packer.o.payload)]
+        with m.Elif(self.o.ready):
+            m.d.sync += [
+                Value.cast(rest.data).eq(Value.cast(rest.data) >> len(Value.cast(o.data))),
+                rest.count.eq(rest.count - lanes_out),
+            ]

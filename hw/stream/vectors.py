@@ -9,8 +9,9 @@ import torch
 
 from hw.harness.job import Beats, Case, pack_fields
 
-from .config import FifoConfig, PackerConfig, SkidConfig, WidthChangeConfig
-from .golden import change_width, pack
+from .config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
+from .cycles import packer_cycles, regroup_cycles
+from .golden import change_width, pack, regroup
 
 
 @singledispatch
@@ -56,41 +57,55 @@ def _width_change(config: WidthChangeConfig, rng: np.random.Generator, n_random:
     return made
 
 
-@_cases.register
-def _packer(config: PackerConfig, rng: np.random.Generator, n_random: int) -> list[Case]:
-    lanes = config.lanes
+@_cases.register(PackerConfig)
+@_cases.register(RegroupConfig)
+def _packed(config: PackerConfig | RegroupConfig, rng: np.random.Generator, n_random: int) -> list[Case]:
+    lanes, lanes_out = (
+        (config.lanes, config.lanes)
+        if isinstance(config, PackerConfig)
+        else (config.lanes_in, config.lanes_out)
+    )
     corners = [0, lanes, *([1] * (2 * lanes)), *([lanes - 1] * 5), *([lanes] * 3)]
     count = np.array([*corners, *rng.integers(0, lanes + 1, n_random)])
     last = rng.random(len(count)) < 0.3
     last[[0, len(corners) - 1, -1]] = True
-    data = rng.integers(0, 1 << config.element_bits, (len(count), lanes), dtype=np.int64)
-    data[np.arange(lanes) >= count[:, None]] = 0
-    sent = [torch.from_numpy(part.astype(np.int64)) for part in (data, count, last)]
-    out = pack(sent[0], sent[1], sent[2], config)
-    fields = [config.element_bits, lanes.bit_length(), 1]
+    full = np.full(len(count), lanes)
     return [
-        _case(
-            "lists of every length",
-            pack_fields(list(zip((data, count, last), fields, strict=True))),
-            pack_fields([(part.numpy(), bits) for part, bits in zip(out, fields, strict=True)]),
-            _packer_cycles(count, last, lanes),
-        )
+        _packed_case("lists of every length", count, last, config, lanes_out, rng),
+        _packed_case("full beats", full, last, config, lanes_out, rng),
+        _packed_case("half-full beats", np.maximum(1, full // 2), last, config, lanes_out, rng),
     ]
 
 
-def _packer_cycles(count: np.ndarray, last: np.ndarray, lanes: int) -> np.ndarray:
-    """Each beat with the input that completes it; an overflowing last beat costs one more cycle."""
-    cycle, rest, stamps = 0, 0, []
-    for n, ends in zip(count.tolist(), last.tolist(), strict=True):
-        cycle += 1
-        total = rest + n
-        if total >= lanes or ends:
-            stamps.append(cycle)
-        if ends and total > lanes:
-            cycle += 1
-            stamps.append(cycle)
-        rest = 0 if ends else total % lanes
-    return np.array(stamps)
+def _packed_case(
+    name: str,
+    count: np.ndarray,
+    last: np.ndarray,
+    config: PackerConfig | RegroupConfig,
+    lanes_out: int,
+    rng: np.random.Generator,
+) -> Case:
+    lanes_in = config.lanes if isinstance(config, PackerConfig) else config.lanes_in
+    data = rng.integers(0, 1 << config.element_bits, (len(count), lanes_in), dtype=np.int64)
+    data[np.arange(lanes_in) >= count[:, None]] = 0
+    sent = [torch.from_numpy(part.astype(np.int64)) for part in (data, count, last)]
+    if isinstance(config, PackerConfig):
+        out = pack(sent[0], sent[1], sent[2], config)
+        on_time = packer_cycles(count.tolist(), last.tolist(), config)
+    else:
+        out = regroup(sent[0], sent[1], sent[2], config)
+        on_time = regroup_cycles(count.tolist(), last.tolist(), config)
+    return _case(
+        name,
+        packed_beats(data, count, last, config.element_bits),
+        packed_beats(out[0].numpy(), out[1].numpy(), out[2].numpy(), config.element_bits),
+        np.array(on_time),
+    )
+
+
+def packed_beats(data: np.ndarray, count: np.ndarray, last: np.ndarray, element_bits: int) -> Beats:
+    """Beats of the packed layout: unsigned ``data`` [n_beats, lanes], ``count``, ``last``."""
+    return pack_fields([(data, element_bits), (count, data.shape[1].bit_length()), (last, 1)])
 
 
 def _case(name: str, sent: Beats, expected: Beats, on_time: np.ndarray) -> Case:

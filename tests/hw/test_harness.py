@@ -61,7 +61,7 @@ def test_cocotb_on_the_verilog(simulator):
     assert [judge(one, log).problems for one, log in zip(_cases(), logs, strict=True)] == [()] * len(logs)
 
 
-@pytest.mark.parametrize("name", ["fifo", "skid_buffer", "width_change", "packer"])
+@pytest.mark.parametrize("name", ["fifo", "skid_buffer", "width_change", "packer", "regroup"])
 def test_stream_parts_in_the_harness(name):
     block = BLOCKS[name]
     config = block.config(preset("tiny"))

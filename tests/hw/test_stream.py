@@ -5,9 +5,9 @@ import pytest
 
 from hw.harness.amaranth_sim import run_case
 from hw.harness.job import judge
-from hw.stream.config import FifoConfig, PackerConfig, SkidConfig, WidthChangeConfig
+from hw.stream.config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
 from hw.stream.cycles import passing_cycles, width_change_cycles
-from hw.stream.rtl import Fifo, Packer, SkidBuffer, WidthChange
+from hw.stream.rtl import Fifo, Packer, Regroup, SkidBuffer, WidthChange
 from hw.stream.vectors import cases
 from tests.hw.mutants import mutated
 
@@ -21,6 +21,10 @@ BUILT = [
     (WidthChange, WidthChangeConfig(element_bits=7, lanes_in=3, lanes_out=6)),
     (Packer, PackerConfig(element_bits=12, lanes=1)),
     (Packer, PackerConfig(element_bits=12, lanes=8)),
+    *(
+        (Regroup, RegroupConfig(element_bits=9, lanes_in=lanes_in, lanes_out=lanes_out))
+        for lanes_in, lanes_out in ((8, 2), (2, 8), (4, 4), (4, 1), (1, 1))
+    ),
 ]
 
 
@@ -41,6 +45,7 @@ def test_matches_golden_and_cycles(part, config, p_stall):
                 assert verdict.n_cycles == width_change_cycles(n_beats, config)
 
 
+SPLITTING = RegroupConfig(element_bits=8, lanes_in=4, lanes_out=2)
 MUTANTS = [
     ("FIFO loses the word that meets a full memory", Fifo, FifoConfig(width_bits=8, depth=4),
      "self.i.ready.eq(level != depth)", "self.i.ready.eq(1)"),
@@ -54,6 +59,16 @@ MUTANTS = [
      "flush.eq(i.last & over)", "flush.eq(0)"),
     ("packer forgets last", Packer, PackerConfig(element_bits=8, lanes=4),
      "o.last.eq(flush | (i.last & ~over))", "o.last.eq(flush)"),
+    ("regroup delivers an empty part (`<` for `<=`)", Regroup, SPLITTING,
+     "ends.eq(rest.count <= lanes_out)", "ends.eq(rest.count < lanes_out)"),
+    ("regroup marks every part as the last", Regroup, SPLITTING,
+     "o.last.eq(rest.last & ends)", "o.last.eq(rest.last)"),
+    ("regroup takes a beat before the one it holds is gone", Regroup, SPLITTING,
+     "~self.o.valid | (self.o.ready & ends)", "~self.o.valid | self.o.ready"),
+    ("regroup loses a cycle between beats", Regroup, SPLITTING,
+     "~self.o.valid | (self.o.ready & ends)", "~self.o.valid"),
+    ("regroup drops the row's end", Regroup, RegroupConfig(element_bits=8, lanes_in=2, lanes_out=4),
+     "packer.i.payload.last.eq(self.i.payload.last)", "packer.i.payload.last.eq(0)"),
 ]  # fmt: skip
 
 
@@ -73,6 +88,15 @@ def test_mutant_is_caught(name, part, config, old, new):
         (lambda: FifoConfig(width_bits=0, depth=2), "width_bits must be at least 1, not 0"),
         (lambda: SkidConfig(width_bits=0), "width_bits must be at least 1, not 0"),
         (lambda: PackerConfig(element_bits=8, lanes=3), "lanes must be a power of two, not 3"),
+        (
+            lambda: RegroupConfig(element_bits=8, lanes_in=3, lanes_out=2),
+            "lanes_in must be a power of two, not 3",
+        ),
+        (
+            lambda: RegroupConfig(element_bits=8, lanes_in=4, lanes_out=0),
+            "lanes_out must be a power of two, not 0",
+        ),
+        (lambda: RegroupConfig(element_bits=0, lanes_in=4, lanes_out=2), "element_bits must be at least 1"),
         (
             lambda: WidthChangeConfig(element_bits=8, lanes_in=2, lanes_out=3),
             "must divide the other, not 2 and 3",

@@ -1,0 +1,1 @@
+"""Probability-times-value array (SpAtten Fig. 8 module 11)."""
