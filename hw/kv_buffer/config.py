@@ -22,12 +22,12 @@ class KvBufferConfig:
     element_bits: int
     """Width of one signed element, bits; 2..16."""
     n_lines: int
-    """Lines of one half; a power of two in 1..65,536."""
+    """Lines of one half; a power of two in 2..65,536."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("n_multipliers", self.n_multipliers, BANK_ELEMENTS, 2048),
-            ("n_lines", self.n_lines, 1, 65_536),
+            ("n_lines", self.n_lines, 2, 65_536),
         ):
             if not (low <= value <= high and value & (value - 1) == 0):
                 raise ValueError(f"{name} must be a power of two in {low}..{high}, not {value}")
@@ -73,8 +73,8 @@ def largest_head_dim(n_multipliers: int) -> int:
 def lines_of_half(sram_bytes: int, n_multipliers: int, element_bits: int) -> int:
     """Lines that one half of ``sram_bytes`` holds, rounded down to a power of two."""
     n_lines = sram_bytes * 8 // (2 * n_multipliers * element_bits)
-    if n_lines < 1:
+    if n_lines < 2:
         raise ValueError(
-            f"kv_sram_bytes must hold two lines of {n_multipliers} x {element_bits} bits, not {sram_bytes}"
+            f"kv_sram_bytes must hold four lines of {n_multipliers} x {element_bits} bits, not {sram_bytes}"
         )
     return 1 << (n_lines.bit_length() - 1)

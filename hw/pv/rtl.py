@@ -50,7 +50,7 @@ class _Lane:
     def __init__(self, config: PvConfig, name: str) -> None:
         self.probability = Signal(PROBABILITY_BITS, name=f"{name}_probability", reset_less=True)
         self.line = Signal(config.buffer.line_bits, name=f"{name}_line", reset_less=True)
-        self.bank = Signal(range(config.buffer.n_banks), name=f"{name}_bank", reset_less=True)
+        self.bank = Signal(range(max(config.buffer.n_banks, 2)), name=f"{name}_bank", reset_less=True)
         """The first of them."""
 
     def fields(self) -> tuple[Signal, Signal, Signal]:

@@ -116,7 +116,7 @@ def _random_head(config: QkConfig, rng: np.random.Generator) -> Head:
     """Any number of keys and queries; every second head has an LSB plane behind the MSB plane."""
     head_dim = int(rng.choice(config.head_dims))
     vectors = config.buffer.vectors_per_line(head_dim)
-    with_lsb = config.n_lines > 1 and rng.random() < 0.5
+    with_lsb = rng.random() < 0.5
     most = min(config.n_max, vectors * (config.n_lines // (1 + with_lsb)))
     n_keys = int(rng.integers(1, most + 1))
     msb = _random(n_keys, head_dim, config, rng) >> rng.choice([0, 2, 4, 6, 8])

@@ -181,7 +181,7 @@ class Packer(wiring.Component):
         i, o = self.i.payload, self.o.payload
 
         rest = [Signal(width, name=f"rest{lane}", reset_less=True) for lane in range(lanes)]
-        n_rest = Signal(range(lanes))
+        n_rest = Signal(range(max(lanes, 2)))
         flush = Signal()
         """The last beat overflowed: its rest is still to be delivered."""
 

@@ -219,7 +219,7 @@ def test_mutant_is_caught(name, old, new):
         ({"n_multipliers": 96}, r"n_multipliers must be a power of two in 32..2048, not 96"),
         ({"max_head_dim": 96}, "max_head_dim must be one of 32, 64, 128, not 96"),
         ({"n_multipliers": 64}, "max_head_dim must be at most n_multipliers = 64, not 128"),
-        ({"n_lines": 100}, r"n_lines must be a power of two in 1..65536, not 100"),
+        ({"n_lines": 100}, r"n_lines must be a power of two in 2..65536, not 100"),
         ({"element_bits": 17}, r"element_bits must be in 2..16, not 17"),
         ({"lanes": 3}, r"lanes must be a power of two in 1..32, not 3"),
         ({"n_max": 1000}, r"n_max must be a power of two in 2..65536, not 1000"),

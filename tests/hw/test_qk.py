@@ -189,7 +189,7 @@ def test_mutant_is_caught(name, module, old, new, monkeypatch):
         ({"n_multipliers": 96}, r"n_multipliers must be a power of two in 32..2048, not 96"),
         ({"max_head_dim": 96}, "max_head_dim must be one of 32, 64, 128, not 96"),
         ({"n_multipliers": 64}, "max_head_dim must be at most n_multipliers = 64, not 128"),
-        ({"n_lines": 100}, r"n_lines must be a power of two in 1..65536, not 100"),
+        ({"n_lines": 100}, r"n_lines must be a power of two in 2..65536, not 100"),
         ({"element_bits": 1}, r"element_bits must be in 2..16, not 1"),
         ({"element_bits": 15}, r"element_bits must be in 2..14, not 15"),
         ({"n_max": 1000}, r"n_max must be a power of two in 2..65536, not 1000"),
@@ -206,5 +206,5 @@ def test_chips():
     chip = ChipConfig(name="own", n_multipliers=16)
     with pytest.raises(ValueError, match="n_multipliers must be at least 32, not 16"):
         qk_config(chip)
-    with pytest.raises(ValueError, match="kv_sram_bytes must hold two lines of 512 x 12 bits, not 1000"):
-        qk_config(replace(chip, n_multipliers=512, kv_sram_bytes=1000))
+    with pytest.raises(ValueError, match="kv_sram_bytes must hold four lines of 512 x 12 bits, not 3000"):
+        qk_config(replace(chip, n_multipliers=512, kv_sram_bytes=3000))
