@@ -12,8 +12,10 @@ from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
 from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
 from hw.harness.job import Case
+from hw.importance.config import ImportanceConfig, head_config
 from hw.pv.config import pv_config
 from hw.qk.config import SCORE_BITS, qk_config
+from hw.select.config import LocalValueConfig, RadixConfig, Semantics
 from hw.softmax.config import SoftmaxConfig
 from hw.stream.config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
 from hw.zero_eliminator.config import ZeroEliminatorConfig
@@ -53,6 +55,12 @@ def _fifo(chip: ChipConfig) -> FifoConfig:
     return FifoConfig(width_bits=chip.topk.lanes * chip.topk.element_bits, depth=chip.topk.max_lines + 1)
 
 
+def _local_values(chip: ChipConfig, semantics: Semantics) -> LocalValueConfig:
+    return LocalValueConfig(
+        semantics=semantics, lanes=chip.topk.lanes, in_lanes=chip.softmax_lanes, n_max=chip.topk.n_max
+    )
+
+
 BLOCKS: dict[str, Block] = {
     block.name: block
     for block in (
@@ -62,6 +70,52 @@ BLOCKS: dict[str, Block] = {
             package="hw.topk",
             component_name="TopK",
             config=lambda chip: chip.topk,
+        ),
+        Block(
+            name="radix_select",
+            summary="as topk, but by counting digits: no chance, fewer cycles",
+            package="hw.select",
+            component_name="RadixSelect",
+            config=lambda chip: RadixConfig(
+                lanes=chip.topk.lanes, n_max=chip.topk.n_max, element_bits=chip.topk.element_bits
+            ),
+        ),
+        Block(
+            name="local_value_select",
+            summary="the largest probabilities of a row, with their indices",
+            package="hw.select",
+            component_name="LocalValueSelect",
+            config=lambda chip: _local_values(chip, "probability"),
+        ),
+        Block(
+            name="local_value_select_by_score",
+            summary="the probabilities of the keys with the largest scores",
+            package="hw.select",
+            component_name="LocalValueSelect",
+            config=lambda chip: _local_values(chip, "score"),
+        ),
+        Block(
+            name="token_importance",
+            summary="cumulative probabilities of the kept tokens",
+            package="hw.importance",
+            component_name="Importance",
+            config=lambda chip: ImportanceConfig(
+                lanes=chip.softmax_lanes,
+                n_max=chip.topk.n_max,
+                kept_lanes=chip.topk.lanes,
+                element_bits=chip.topk.element_bits,
+            ),
+        ),
+        Block(
+            name="head_importance",
+            summary="cumulative magnitude of the outputs of the kept heads",
+            package="hw.importance",
+            component_name="Importance",
+            config=lambda chip: head_config(
+                kept_lanes=chip.topk.lanes,
+                magnitude_bits=pv_config(chip).magnitude_bits,
+                element_bits=chip.topk.element_bits,
+            ),
         ),
         Block(
             name="zero_eliminator",

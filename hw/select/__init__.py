@@ -1,0 +1,1 @@
+"""Radix selection and local value selection: a second engine behind the top-k engine's streams."""
