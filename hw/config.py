@@ -3,9 +3,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hw.topk.config import TopKConfig
+
+SelectEngine = Literal["quickselect", "radix"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,10 @@ class ChipConfig:
     softmax_lanes: int = 8
     """Exponentials, and divisions, per cycle."""
     topk: TopKConfig = field(default_factory=TopKConfig)
+    select_engine: SelectEngine = "quickselect"
+    """How tokens, heads and values are selected in RTL: quick-select is the paper's."""
+    confidence_window: int = 2
+    """Rows whose confidence may be undecided at a time; 1, 2, 4 or 8."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -41,6 +47,10 @@ class ChipConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.select_engine not in get_args(SelectEngine):
+            raise ValueError(f"select_engine must be quickselect or radix, not {self.select_engine!r}")
+        if self.confidence_window not in (1, 2, 4, 8):
+            raise ValueError(f"confidence_window must be 1, 2, 4 or 8, not {self.confidence_window}")
         if self.dram_latency_cycles < 0:
             raise ValueError(f"dram_latency_cycles must not be negative, not {self.dram_latency_cycles}")
 
@@ -55,7 +65,7 @@ PRESETS: dict[str, ChipConfig] = {
     for chip in (
         ChipConfig(name="paper"),
         ChipConfig(name="paper_eighth", n_multipliers=64, kv_sram_bytes=24_576, n_dram_channels=2),
-        ChipConfig(name="plus"),
+        ChipConfig(name="plus", select_engine="radix", confidence_window=4),
         ChipConfig(
             name="edge",
             clock_hz=1e8,

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""The attention core: its blocks wired together."""
+
+from amaranth import Module, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.confidence.rtl import ConfidentSoftmax
+from hw.fetch.rtl import Fetch
+from hw.fetch.shapes import memory_request_layout, memory_response_layout
+from hw.pv.rtl import Pv
+from hw.qk.rtl import Qk
+from hw.select.rtl import LocalValueSelect
+from hw.stream.fork import connect, fork
+from hw.stream.rtl import Regroup
+
+from .cascade import Cascade
+from .config import AttentionConfig
+from .loader import Loader
+from .query_ring import QueryRing
+from .rows import QueryIssue, Reports, RowSource
+from .shapes import (
+    elements_layout,
+    head_layout,
+    ids_layout,
+    layer_layout,
+    output_layout,
+    summary_layout,
+)
+
+
+class Attention(wiring.Component):
+    """SpAtten's attention core for passes over whole sentences (SpAtten Fig. 8, Alg. 1 to 3).
+
+    ::
+
+        i_layer, i_head -> Cascade: lists, importance, selection <------ probabilities, magnitudes
+                              | surviving heads                                 |
+                              v                                                 |
+           Loader -> Fetch -> QueryRing -> Qk -> ConfidentSoftmax -> LocalValueSelect -> Pv -> o
+                        \\______________/  keys        | LSBs wanted       values /
+                         \\____________________________|__________________________/
+
+    Layer by layer, head by head, row by row; all stages work on successive rows, and the next head's keys and
+    values load into the other halves of their buffers. A row whose largest probability is below the
+    threshold has its head's LSB plane fetched, once a head, and is computed again. Which tokens and heads
+    survive a layer is decided here and nowhere else: the host only says how many.
+
+    Members
+    -------
+    i_layer, i_head : see :class:`hw.attention.cascade.Cascade`
+    o : stream of :func:`hw.attention.shapes.output_layout`; n rows for each surviving head, a head's rows in
+        the order in which the confidence check finishes them
+    o_token_importance, o_head_importance, o_tokens, o_heads, o_summary : see
+        :class:`hw.attention.cascade.Cascade`
+    o_request{c}, i_response{c} : to and from DRAM channel c, see :class:`hw.fetch.crossbar.Crossbar`
+    """
+
+    def __init__(self, config: AttentionConfig) -> None:
+        self.config = config
+        fetch = config.fetch
+        super().__init__(
+            {
+                "i_layer": In(stream.Signature(layer_layout(config))),
+                "i_head": In(stream.Signature(head_layout(config))),
+                "o": Out(stream.Signature(output_layout(config))),
+                "o_token_importance": Out(stream.Signature(elements_layout(config))),
+                "o_head_importance": Out(stream.Signature(elements_layout(config))),
+                "o_tokens": Out(stream.Signature(ids_layout(config))),
+                "o_heads": Out(stream.Signature(ids_layout(config))),
+                "o_summary": Out(stream.Signature(summary_layout())),
+                **{
+                    f"o_request{c}": Out(stream.Signature(memory_request_layout(fetch.crossbar)))
+                    for c in range(fetch.n_channels)
+                },
+                **{
+                    f"i_response{c}": In(stream.Signature(memory_response_layout(fetch.crossbar)))
+                    for c in range(fetch.n_channels)
+                },
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        cfg = self.config
+        m.submodules.cascade = cascade = Cascade(cfg)
+        m.submodules.loader = loader = Loader(cfg)
+        m.submodules.fetch = fetch = Fetch(cfg.fetch)
+        m.submodules.ring = ring = QueryRing(cfg)
+        m.submodules.source = source = RowSource(cfg)
+        m.submodules.issue = issue = QueryIssue(cfg, ring)
+        m.submodules.reports = reports = Reports(cfg)
+        m.submodules.qk = qk = Qk(cfg.qk)
+        m.submodules.softmax = softmax = ConfidentSoftmax(cfg.confidence)
+        m.submodules.values = values = LocalValueSelect(cfg.values)
+        m.submodules.pv = pv = Pv(cfg.pv)
+
+        outside = ("i_layer", "i_head", "o_token_importance", "o_head_importance", "o_tokens", "o_heads",
+                   "o_summary")  # fmt: skip
+        for name in outside:
+            inner, outer = getattr(cascade, name), getattr(self, name)
+            connect(m, *((outer, inner) if name.startswith("i_") else (inner, outer)))
+
+        n_lines = Signal(cfg.qk.buffer.count_bits)
+        self._layer(m, cascade, loader, ring, source, issue, reports, n_lines)
+        fork(m, cascade.o_head, loader.i_head, source.i_head, name="head")
+        m.d.comb += [sink.payload.eq(cascade.o_head.payload) for sink in (loader.i_head, source.i_head)]
+
+        self._fetch(m, cascade, loader, fetch)
+        connect(m, loader.o_key_load, qk.i_load)
+        connect(m, loader.o_key, qk.i_key)
+        connect(m, loader.o_value_load, pv.i_load)
+        connect(m, loader.o_value, pv.i_value)
+        connect(m, loader.o_query, ring.i)
+
+        connect(m, source.o_row, softmax.i_row)
+        connect(m, softmax.o_begin, issue.i_begin)
+        connect(m, issue.o_query, qk.i_query)
+        for member in ("row", "is_new", "read"):
+            m.d.comb += getattr(ring, member).eq(getattr(issue, member))
+        m.d.comb += [issue.present.eq(ring.present), issue.query.eq(ring.query)]
+        self._scores(m, qk, softmax)
+        self._releases(m, loader, issue, reports, source, softmax, pv)
+
+        connect(m, softmax.o_row, reports.i_report)
+        connect(m, reports.o_selected, values.i_row)
+        connect(m, reports.o_weighted, pv.i_row)
+        self._probabilities(m, softmax, cascade, values, pv)
+        connect(m, pv.o_magnitude, cascade.i_magnitude)
+        self._output(m, pv, reports)
+        self._summary(m, cascade, fetch, reports)
+        return m
+
+    def _layer(self, m: Module, cascade, loader, ring, source, issue, reports, n_lines: Signal) -> None:
+        """What all heads of a layer share."""
+        cfg, layer = self.config, cascade.layer
+        with m.Switch(layer.dim):
+            for code, head_dim in enumerate(cfg.qk.head_dims):
+                per_line = cfg.qk.buffer.vectors_per_line(head_dim)
+                with m.Case(code):
+                    m.d.comb += n_lines.eq((cascade.n_tokens + per_line - 1) >> per_line.bit_length() - 1)
+        for block in (loader, issue, reports):
+            m.d.comb += [block.dim.eq(layer.dim), block.n.eq(cascade.n_tokens), block.n_lines.eq(n_lines)]
+        m.d.comb += [
+            ring.dim.eq(layer.dim),
+            source.n.eq(cascade.n_tokens),
+            source.progressive.eq(layer.progressive),
+            source.threshold.eq(layer.threshold),
+            reports.n_values.eq(layer.n_values),
+            reports.out_shift.eq(layer.out_shift),
+            loader.q_bits.eq(layer.q_bits),
+            loader.k_bits.eq(layer.k_bits),
+            loader.v_bits.eq(layer.v_bits),
+            loader.ring_has_room.eq(ring.has_room),
+            ring.reserve.eq(loader.ring_reserve),
+            ring.n_reserve.eq(loader.ring_n_reserve),
+        ]
+
+    def _fetch(self, m: Module, cascade, loader, fetch) -> None:
+        m.submodules.kept = kept = Regroup(self.config.kept_regroup)
+        connect(m, loader.o_list, cascade.i_list)
+        connect(m, cascade.o_list, kept.i)
+        connect(m, kept.o, fetch.i_kept)
+        connect(m, loader.o_request, fetch.i_request)
+        connect(m, fetch.o, loader.i_line)
+        for c in range(self.config.fetch.n_channels):
+            connect(m, getattr(fetch, f"o_request{c}"), getattr(self, f"o_request{c}"))
+            connect(m, getattr(self, f"i_response{c}"), getattr(fetch, f"i_response{c}"))
+
+    def _scores(self, m: Module, qk, softmax) -> None:
+        """One array computes both planes, in the order that the confidence check gave."""
+        m.submodules.scores = scores = Regroup(self.config.scores_regroup)
+        connect(m, qk.o, scores.i)
+        planes = (softmax.i_msb, softmax.i_lsb)
+        for plane in planes:  # only the one whose turn it is is ready
+            m.d.comb += [
+                Value.cast(plane.payload).eq(Value.cast(scores.o.payload)),
+                plane.valid.eq(scores.o.valid),
+            ]
+        m.d.comb += scores.o.ready.eq(planes[0].ready | planes[1].ready)
+
+    def _releases(self, m: Module, loader, issue, reports, source, softmax, pv) -> None:
+        """Who may load what: LSB planes on demand, halves whose heads are finished."""
+        request = softmax.o_request
+        wanted = Value.cast(request.payload)[-1]
+        m.d.comb += request.ready.eq(1)
+        with m.If(request.valid & ~issue.has_lsb.bit_select(wanted, 1)):
+            m.d.comb += loader.lsb_wanted.bit_select(wanted, 1).eq(1)
+        has_lsb = Signal(2)
+        m.d.sync += has_lsb.eq((has_lsb & ~issue.freed) | loader.lsb_wanted)
+        m.d.comb += [
+            issue.has_lsb.eq(has_lsb),
+            issue.release.eq(reports.reported),
+            source.reported.eq(reports.reported),
+            loader.key_freed.eq(issue.freed),
+        ]
+        row = pv.i_row
+        with m.If(row.valid & row.ready & (row.payload.release != 0)):
+            m.d.comb += loader.value_freed.bit_select(row.payload.half, 1).eq(1)
+        for half, number in enumerate(source.numbers):
+            m.d.comb += reports.numbers[half].eq(number)
+
+    def _probabilities(self, m: Module, softmax, cascade, values, pv) -> None:
+        """Every probability counts for importance; the largest go on to the values."""
+        fork(m, softmax.o, cascade.i_probability, values.i, name="probability")
+        for sink in (cascade.i_probability, values.i):
+            m.d.comb += Value.cast(sink.payload).eq(Value.cast(softmax.o.payload))
+        m.d.comb += [
+            pv.i.valid.eq(values.o.valid),
+            values.o.ready.eq(pv.i.ready),
+            pv.i.payload.count.eq(values.o.payload.count),
+            pv.i.payload.last.eq(values.o.payload.last),
+        ]
+        for lane in range(self.config.lanes):
+            m.d.comb += [
+                pv.i.payload.data[lane].probability.eq(values.o.payload.data[lane].probability),
+                pv.i.payload.data[lane].index.eq(values.o.payload.data[lane].index),
+            ]
+
+    def _output(self, m: Module, pv, reports) -> None:
+        finished, out = reports.o_finished, self.o
+        m.d.comb += [
+            out.valid.eq(pv.o.valid & finished.valid),
+            pv.o.ready.eq(out.ready & finished.valid),
+            finished.ready.eq(out.ready & pv.o.valid),
+            Value.cast(out.payload.data).eq(Value.cast(pv.o.payload)),
+        ]
+        m.d.comb += [out.payload[name].eq(finished.payload[name]) for name in ("head", "row", "used_lsb")]
+
+    def _summary(self, m: Module, cascade, fetch, reports) -> None:
+        """Counters of a layer."""
+        counted, report, summary = fetch.o_counters, reports.i_report, cascade.summary
+        m.d.comb += counted.ready.eq(1)
+        totals = Signal(summary_layout())
+        m.d.comb += summary.eq(totals)
+        with m.If(cascade.ended):
+            m.d.sync += totals.eq(0)
+        with m.Else():
+            with m.If(counted.valid):
+                m.d.sync += [
+                    totals[name].eq(totals[name] + counted.payload[name])
+                    for name in ("ideal_bytes", "moved_bytes")
+                ]
+            with m.If(report.valid & report.ready):
+                m.d.sync += [
+                    totals.n_rows.eq(totals.n_rows + 1),
+                    totals.n_recomputed.eq(totals.n_recomputed + report.payload.used_lsb),
+                ]

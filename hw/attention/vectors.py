@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""Sentences for the attention core, and all that must come out of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hw.confidence.config import LSB_BITS
+from hw.fetch.config import ATOM_BYTES
+from hw.fetch.cycles import MemoryTiming
+from hw.fetch.layout import Plane
+from hw.fetch.vectors import memories
+from hw.harness.job import Beats, Case, pack_fields
+from hw.softmax.config import row_scale
+from hw.stream.rows import dense_beats
+
+from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
+from .golden import AttentionGolden, HeadInput, LayerInput, LayerResult
+from .program import PlaneBits, program
+
+MEMORY = MemoryTiming(latency_cycles=20)
+"""Of the sentences here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a random sentence."""
+
+    n_tokens: int
+    n_heads: int
+    head_dim: int
+    n_layers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How a random sentence is pruned and quantised."""
+
+    token_keep: float = 1.0
+    """Share of a layer's tokens that go on to the next; heads and values likewise."""
+    head_keep: float = 1.0
+    value_keep: float = 1.0
+    q_bits: int = 12
+    k_bits: int = 8
+    v_bits: int = 8
+    progressive: bool = True
+    threshold: int = 400
+
+
+def sentence(
+    name: str, shape: Shape, options: Options, config: AttentionConfig, rng: np.random.Generator
+) -> Case:
+    """Random numbers of full range, so that sums come to their limits; scales at which softmax decides."""
+    bits = PlaneBits(q=options.q_bits, k=options.k_bits, v=options.v_bits)
+    golden = AttentionGolden(config, shape.n_tokens, shape.n_heads)
+    layers, results = [], []
+    for _ in range(shape.n_layers):
+        layer = LayerInput(
+            heads=[_head(shape, options, rng) for _ in range(shape.n_heads)],
+            progressive=options.progressive,
+            threshold=options.threshold,
+            n_values=_share(options.value_keep, len(golden.tokens)),
+            out_shift=int(rng.integers(8, 13)),
+            n_tokens_next=_share(options.token_keep, len(golden.tokens)),
+            n_heads_next=_share(options.head_keep, len(golden.heads)),
+            head_shift=int(rng.integers(0, 3)),
+        )
+        layers.append(layer)
+        results.append(golden.layer(layer))
+    return case(name, layers, results, bits, config)
+
+
+def _share(ratio: float, n: int) -> int:
+    return max(1, int(ratio * n))
+
+
+def _head(shape: Shape, options: Options, rng: np.random.Generator) -> HeadInput:
+    lsb_bits = LSB_BITS * options.progressive
+
+    def numbers(bits: int) -> torch.Tensor:
+        bound = 1 << (bits - 1)
+        values = rng.integers(-bound, bound, (shape.n_tokens, shape.head_dim))
+        extreme = rng.random(values.shape) < 0.02
+        return torch.from_numpy(np.where(extreme, rng.choice([-bound, bound - 1], values.shape), values))
+
+    q, k = numbers(options.q_bits), numbers(options.k_bits + lsb_bits)
+    largest = 2.0 ** (options.q_bits + options.k_bits + lsb_bits - 2) * shape.head_dim**0.5
+    step = float(rng.uniform(1, 8)) / largest
+    return HeadInput(
+        q=q,
+        k=k,
+        v=numbers(options.v_bits),
+        msb_scale=row_scale(step * (1 << lsb_bits)),
+        lsb_scale=row_scale(step),
+    )
+
+
+def case(
+    name: str,
+    layers: Sequence[LayerInput],
+    results: Sequence[LayerResult],
+    bits: PlaneBits,
+    config: AttentionConfig,
+    *,
+    memory: MemoryTiming = MEMORY,
+    max_cycles: int | None = None,
+) -> Case:
+    """One sentence through the core."""
+    sentence = program(layers, bits, config)
+    n_rows = sum(len(result.order) for result in results)
+    return Case(
+        name=name,
+        inputs={"i_layer": sentence.layers, "i_head": sentence.heads},
+        expected={
+            "o": np.concatenate([_outputs(result, config) for result in results]),
+            "o_token_importance": _elements([r.token_importance for r in results], config),
+            "o_head_importance": _elements([r.head_importance for r in results], config),
+            "o_tokens": _ids([r.next_tokens for r in results], config),
+            "o_heads": _ids([r.next_heads for r in results], config),
+            "o_summary": _summaries(layers, results, bits, config),
+        },
+        memories=memories(sentence.atoms, config.fetch.crossbar, memory),
+        max_cycles=max_cycles or 3000 + 400 * n_rows,
+    )
+
+
+def _outputs(result: LayerResult, config: AttentionConfig) -> Beats:
+    heads, rows, used_lsb = (np.array(column) for column in zip(*result.order, strict=True))
+    data = np.zeros((len(rows), config.pv.max_head_dim), dtype=np.int64)
+    outputs = result.outputs.numpy()
+    data[:, : outputs.shape[2]] = outputs[heads, rows]
+    mask = (1 << config.pv.element_bits) - 1
+    return pack_fields(
+        [
+            (result.heads.numpy()[heads], HEAD_BITS),
+            (rows, config.id_bits),
+            (used_lsb.astype(np.int64), 1),
+            (data & mask, config.pv.element_bits),
+        ]
+    )
+
+
+def _elements(lists: Sequence[torch.Tensor], config: AttentionConfig) -> Beats:
+    return dense_beats([x.numpy() for x in lists], config.lanes, config.token_importance.element_bits)
+
+
+def _ids(lists: Sequence[torch.Tensor], config: AttentionConfig) -> Beats:
+    return dense_beats([x.numpy() for x in lists], config.lanes, config.id_bits)
+
+
+def _summaries(
+    layers: Sequence[LayerInput], results: Sequence[LayerResult], bits: PlaneBits, config: AttentionConfig
+) -> Beats:
+    rows = [_summary(layer, result, bits) for layer, result in zip(layers, results, strict=True)]
+    widths = (TRAFFIC_BITS, TRAFFIC_BITS, COUNT_BITS, COUNT_BITS)
+    return pack_fields(list(zip(np.array(rows, dtype=np.int64).T, widths, strict=True)))
+
+
+def _summary(layer: LayerInput, result: LayerResult, bits: PlaneBits) -> tuple[int, int, int, int]:
+    """Bytes wanted, bytes of the atoms that hold them, rows, rows with LSBs.
+
+    Each surviving head's queries, keys and values once; its LSB plane if any of its rows needed it.
+    """
+    n_tokens, head_dim = layer.heads[0].q.shape
+    ideal = moved = 0
+    for place, head in enumerate(result.heads.tolist()):
+        widths = [bits.q, bits.k, bits.v]
+        if bool(result.used_lsb[place].any()):
+            widths.append(LSB_BITS)
+        for width in widths:
+            plane = Plane(
+                base_atom=0, n_heads=len(layer.heads), n_tokens=n_tokens, head_dim=head_dim, bits=width
+            )
+            request = plane.request(head, 1)
+            ideal += request.ideal_bytes(len(result.tokens))
+            moved += request.moved_bytes(len(result.tokens))
+    assert moved % ATOM_BYTES == 0
+    return ideal, moved, len(result.order), int(result.used_lsb.sum())
+
+
+def cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
+    """Sentences of random numbers: a few chosen corners, then ``n_random`` of any shape."""
+    rng = np.random.default_rng(seed)
+    dims = config.qk.head_dims
+    small = dims[0]
+    settings = [
+        ("one token, one head", Shape(1, 1, small, 1), Options()),
+        ("nothing pruned", Shape(5, 2, small, 2), Options()),
+        ("pruned to one", Shape(9, 3, small, 3), Options(token_keep=0.4, head_keep=0.5, value_keep=0.5)),
+        ("every row recomputed", Shape(6, 2, small, 2), Options(k_bits=6, threshold=4095, head_keep=0.5)),
+        ("some rows recomputed", Shape(11, 2, small, 2), Options(k_bits=4, threshold=1200, token_keep=0.7)),
+        ("no row recomputed", Shape(4, 2, small, 1), Options(k_bits=6, threshold=0)),
+        ("narrow planes", Shape(7, 5, small, 1), Options(k_bits=10, v_bits=6, q_bits=10, progressive=False)),
+        ("largest dimension", Shape(5, 2, dims[-1], 2), Options(token_keep=0.8, value_keep=0.7)),
+    ]
+    for number in range(n_random):
+        options = Options(
+            token_keep=float(rng.uniform(0.3, 1)),
+            head_keep=float(rng.uniform(0.3, 1)),
+            value_keep=float(rng.uniform(0.2, 1)),
+            q_bits=int(rng.choice([8, 10, 12])),
+            k_bits=int(rng.choice([4, 6, 8, 10, 12])),
+            v_bits=int(rng.choice([4, 6, 8, 10, 12])),
+            progressive=bool(rng.random() < 0.5),
+            threshold=int(rng.choice([0, 400, 800, 1600, 4095])),
+        )
+        shape = Shape(int(rng.integers(2, 20)), int(rng.integers(1, 5)), int(rng.choice(dims)), 2)
+        settings.append((f"random {number}", shape, options))
+    return [sentence(name, shape, options, config, rng) for name, shape, options in settings]
