@@ -28,11 +28,9 @@ from hw.confidence.golden import Check, combine, entries
 from hw.importance.config import MAX_LAYERS
 from hw.importance.golden import Importance
 from hw.pv.config import SHIFTS
-from hw.select.config import LocalValueConfig, RadixConfig
-from hw.select.golden import radix_select
+from hw.select.golden import local_values
 from hw.softmax.config import PROBABILITY_BITS
 from hw.softmax.golden import softmax
-from hw.topk.golden import top_k
 
 from .config import AttentionConfig
 
@@ -165,10 +163,8 @@ class AttentionGolden:
         token_importance = self._token_scores.elements(layer.token_shift)
         head_importance = self._head_scores.elements(layer.head_shift)
         tokens, present_heads = self.tokens, self.heads
-        self._keep(
-            select(token_importance, layer.n_tokens_next, self.config.selector),
-            select(head_importance, layer.n_heads_next, self.config.selector),
-        )
+        self.tokens = self._selected(tokens, layer.n_tokens_next, token_importance, self._token_scores)
+        self.heads = self._selected(present_heads, layer.n_heads_next, head_importance, self._head_scores)
         return LayerResult(
             tokens=tokens,
             heads=present_heads,
@@ -219,18 +215,11 @@ class AttentionGolden:
                 self._head_scores.add(magnitude[None], start=place)
         self.n_layers += 1
 
-    def _keep(self, token_places: Tensor, head_places: Tensor) -> None:
-        self.tokens, self.heads = self.tokens[token_places], self.heads[head_places]
-        self._token_scores.keep(token_places)
-        self._head_scores.keep(head_places)
-
-
-def select(elements: Tensor, k: int, config: LocalValueConfig) -> Tensor:
-    """Places of the ``k`` largest of int64[n], ascending, ties to the earlier; all of them if n <= k."""
-    engine, k = config.selector, min(k, elements.numel())
-    if isinstance(engine, RadixConfig):
-        return radix_select(elements, k, engine)[1]
-    return top_k(elements, k, engine)[1]
+    def _selected(self, present: Tensor, n_next: int, elements: Tensor, scores: Importance) -> Tensor:
+        """Of the tokens or heads ``present`` the ``n_next`` most important; their scores go on, packed."""
+        kept, places = local_values(present, min(n_next, len(present)), self.config.selector, elements)
+        scores.keep(places)
+        return kept
 
 
 def largest_of_rows(probabilities: Tensor, k: int) -> Tensor:
