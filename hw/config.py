@@ -33,6 +33,8 @@ class ChipConfig:
     topk: TopKConfig = field(default_factory=TopKConfig)
     select_engine: SelectEngine = "quickselect"
     """How tokens, heads and values are selected in RTL: quick-select is the paper's."""
+    n_value_engines: int = 1
+    """Local value selections that take turns over the rows; 1..8."""
     confidence_window: int = 2
     """Rows whose confidence may be undecided at a time; 1, 2, 4 or 8."""
 
@@ -49,6 +51,8 @@ class ChipConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.select_engine not in get_args(SelectEngine):
             raise ValueError(f"select_engine must be quickselect or radix, not {self.select_engine!r}")
+        if not 1 <= self.n_value_engines <= 8:
+            raise ValueError(f"n_value_engines must be in 1..8, not {self.n_value_engines}")
         if self.confidence_window not in (1, 2, 4, 8):
             raise ValueError(f"confidence_window must be 1, 2, 4 or 8, not {self.confidence_window}")
         if self.dram_latency_cycles < 0:
@@ -65,7 +69,7 @@ PRESETS: dict[str, ChipConfig] = {
     for chip in (
         ChipConfig(name="paper"),
         ChipConfig(name="paper_eighth", n_multipliers=64, kv_sram_bytes=24_576, n_dram_channels=2),
-        ChipConfig(name="plus", select_engine="radix", confidence_window=4),
+        ChipConfig(name="plus", select_engine="radix", n_value_engines=4, confidence_window=4),
         ChipConfig(
             name="edge",
             clock_hz=1e8,
@@ -75,6 +79,7 @@ PRESETS: dict[str, ChipConfig] = {
             dram_bytes_per_cycle=8,
             softmax_lanes=2,
             topk=TopKConfig(lanes=4),
+            n_value_engines=2,
         ),
         ChipConfig(
             name="tiny",
@@ -84,6 +89,7 @@ PRESETS: dict[str, ChipConfig] = {
             dram_bytes_per_cycle=8,
             softmax_lanes=2,
             topk=TopKConfig(lanes=4),
+            n_value_engines=2,
         ),
     )
 }

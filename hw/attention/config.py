@@ -37,9 +37,13 @@ class AttentionConfig:
     head_importance: ImportanceConfig
     selector: LocalValueConfig
     """Chooses tokens and heads: elements decide, their numbers are the payload."""
+    n_value_engines: int = 1
+    """Local value selections that take turns over the rows; 1..8."""
 
     def __post_init__(self) -> None:
         lanes = self.values.lanes
+        if not 1 <= self.n_value_engines <= 8:
+            raise ValueError(f"n_value_engines must be in 1..8, not {self.n_value_engines}")
         for name, value, expected in (
             ("fetch.lines", self.fetch.lines.line_elements, self.qk.n_multipliers),
             ("pv.n_multipliers", self.pv.n_multipliers, self.qk.n_multipliers),
@@ -161,4 +165,5 @@ def attention_config(chip: ChipConfig) -> AttentionConfig:
             score_is_signed=False,
             payload_bits=(n_max - 1).bit_length(),
         ),
+        n_value_engines=chip.n_value_engines,
     )

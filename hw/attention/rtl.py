@@ -10,7 +10,6 @@ from hw.fetch.rtl import Fetch
 from hw.fetch.shapes import memory_request_layout, memory_response_layout
 from hw.pv.rtl import Pv
 from hw.qk.rtl import Qk
-from hw.select.rtl import LocalValueSelect
 from hw.stream.fork import connect, fork
 from hw.stream.rtl import Regroup
 
@@ -27,6 +26,7 @@ from .shapes import (
     output_layout,
     summary_layout,
 )
+from .values import ValueSelect
 
 
 class Attention(wiring.Component):
@@ -92,7 +92,7 @@ class Attention(wiring.Component):
         m.submodules.reports = reports = Reports(cfg)
         m.submodules.qk = qk = Qk(cfg.qk)
         m.submodules.softmax = softmax = ConfidentSoftmax(cfg.confidence)
-        m.submodules.values = values = LocalValueSelect(cfg.values)
+        m.submodules.values = values = ValueSelect(cfg)
         m.submodules.pv = pv = Pv(cfg.pv)
 
         outside = ("i_layer", "i_head", "o_token_importance", "o_head_importance", "o_tokens", "o_heads",
