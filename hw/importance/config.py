@@ -32,7 +32,7 @@ class ImportanceConfig:
     lanes: int = 8
     """L: scores that one beat adds to; a power of two in 1..kept_lanes."""
     n_max: int = 1024
-    """Most scores held; a power of two in max(kept_lanes, 2)..65,536."""
+    """Most scores held; a power of two in 2 kept_lanes..65,536."""
     kept_lanes: int = 16
     """P, lanes of the selection engine: scores of a beat of ``o``, positions of a beat of ``i_kept``; a power
     of two in 1..32."""
@@ -50,9 +50,10 @@ class ImportanceConfig:
             raise ValueError(
                 f"lanes must be a power of two in 1..{self.kept_lanes} (kept_lanes), not {self.lanes}"
             )
-        fewest = max(self.kept_lanes, 2)
-        if not (fewest <= self.n_max <= 65_536 and self.n_max & (self.n_max - 1) == 0):
-            raise ValueError(f"n_max must be a power of two in {fewest}..65536, not {self.n_max}")
+        if not (2 * self.kept_lanes <= self.n_max <= 65_536 and self.n_max & (self.n_max - 1) == 0):
+            raise ValueError(
+                f"n_max must be a power of two in {2 * self.kept_lanes}..65536, not {self.n_max}"
+            )
         if not 1 <= self.value_bits <= 24:
             raise ValueError(f"value_bits must be in 1..24, not {self.value_bits}")
         if self.max_adds < 1:

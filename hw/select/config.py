@@ -64,7 +64,7 @@ class LocalValueConfig:
     in_lanes: int = 8
     """L: payloads, or scores, of one input beat; a power of two, at most ``lanes``."""
     n_max: int = 1024
-    """Longest row; a power of two in max(lanes, 2)..65,536."""
+    """Longest row; a power of two in 2 lanes..65,536."""
     payload_bits: int = PROBABILITY_BITS
     """Width of what ``o`` carries beside the index, unsigned, bits: the probability, or an identifier; 1..40.
     Where it decides (``probability``) 8..40, 8..32 with quick-select."""

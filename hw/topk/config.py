@@ -27,15 +27,15 @@ class TopKConfig:
     lanes: int = 16
     """P: elements compared per cycle; a power of two in 1..32."""
     n_max: int = 1024
-    """Largest request, elements; a power of two in max(lanes, 2)..65,536."""
+    """Largest request, elements; a power of two in 2 lanes..65,536."""
     element_bits: int = 24
     """Width of one unsigned element, bits; 8..32."""
 
     def __post_init__(self) -> None:
         if self.lanes not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"lanes must be a power of two in 1..32, not {self.lanes}")
-        if not (max(self.lanes, 2) <= self.n_max <= 65_536 and self.n_max & (self.n_max - 1) == 0):
-            raise ValueError(f"n_max must be a power of two in {max(self.lanes, 2)}..65536, not {self.n_max}")
+        if not (2 * self.lanes <= self.n_max <= 65_536 and self.n_max & (self.n_max - 1) == 0):
+            raise ValueError(f"n_max must be a power of two in {2 * self.lanes}..65536, not {self.n_max}")
         if not 8 <= self.element_bits <= self.MAX_ELEMENT_BITS:
             raise ValueError(f"element_bits must be in 8..{self.MAX_ELEMENT_BITS}, not {self.element_bits}")
 

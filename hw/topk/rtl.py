@@ -126,7 +126,7 @@ class TopK(wiring.Component):
                     write.en.eq(self.i.valid & self.i.ready),
                 ]
                 with m.If(self.i.valid & self.i.ready):
-                    lane = Signal(range(cfg.lanes))
+                    lane = Signal(len(parts.start_lane))
                     m.d.comb += lane.eq(Mux(parts.start_lane < remaining, parts.start_lane, 0))
                     with m.If(first_line):
                         m.d.sync += pivot.eq(Array(self.i.payload[i] for i in range(cfg.lanes))[lane])
@@ -214,7 +214,7 @@ class _Partition(wiring.Component):
                 "pivot": In(config.element_bits),
                 "clear_left": In(1),
                 "clear_right": In(1),
-                "start_lane": Out(range(config.lanes)),
+                "start_lane": Out(max(config.lane_bits, 1)),
                 "n_left": Out(config.count_bits),
                 "n_right": Out(config.count_bits),
                 "pivot_left": Out(config.element_bits),
@@ -230,7 +230,7 @@ class _Partition(wiring.Component):
         elements = [self.line.word_select(lane, cfg.element_bits) for lane in range(cfg.lanes)]
 
         lfsr = Signal(LFSR_BITS, init=1)
-        m.d.comb += self.start_lane.eq(lfsr)
+        m.d.comb += self.start_lane.eq(lfsr[: cfg.lane_bits])
         with m.If(self.seed != 0):
             m.d.sync += lfsr.eq(self.seed)
         with m.Elif(self.valid):

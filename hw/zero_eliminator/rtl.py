@@ -16,7 +16,7 @@ class _Lane:
     def __init__(self, width: int, n_stages: int, name: str) -> None:
         self.element = Signal(width, name=f"{name}_element", reset_less=True)
         self.present = Signal(name=f"{name}_present")
-        self.zeros = Signal(n_stages, name=f"{name}_zeros", reset_less=True)
+        self.zeros = Signal(max(n_stages, 1), name=f"{name}_zeros", reset_less=True)
 
     def pairs(self, other: "_Lane"):
         return ((self.element, other.element), (self.present, other.present), (self.zeros, other.zeros))

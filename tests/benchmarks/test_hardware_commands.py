@@ -155,8 +155,10 @@ def test_engine_quantises_with_the_largest_just_below_the_width():
 
 
 def test_a_text_longer_than_the_engine_is_refused():
-    result = quartet("run", "minilm", "--text", TEXT, "--set", "topk.n_max=16", "--set", "topk.lanes=4")
+    result = quartet("run", "minilm", "--text", TEXT, "--set", "topk.lanes=4", "--set", "topk.n_max=16")
     assert result.exit_code == 0
-    result = quartet("run", "minilm", "--text", f"{TEXT} {TEXT}", "--set", "topk.n_max=16")
+    result = quartet(
+        "run", "minilm", "--text", f"{TEXT} {TEXT}", "--set", "topk.lanes=4", "--set", "topk.n_max=16"
+    )
     assert result.exit_code == 2
     assert "text must have at most 16 tokens for this top-k engine, not 24" in result.stderr

@@ -20,14 +20,25 @@ WAIVED = ("PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC", "CASEINCOM
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_lints(name, tmp_path):
-    paths = write_rtl(list(BLOCKS.values()), preset(name), tmp_path)
+    lint(write_rtl(list(BLOCKS.values()), preset(name), tmp_path))
+
+
+def test_one_lane_and_two_lines_lint(tmp_path):
+    """The narrowest shapes: nothing may shrink to a wire of no width."""
+    chosen = ["topk", "radix_select", "local_value_select", "local_value_select_by_score", "token_importance",
+              "head_importance", "zero_eliminator"]  # fmt: skip
+    chip = chip_of("tiny", ["topk.lanes=1", "softmax_lanes=1", "topk.n_max=2"])
+    lint(write_rtl([block(name) for name in chosen], chip, tmp_path))
+
+
+def lint(paths):
     for path in paths:
-        lint = subprocess.run(
+        done = subprocess.run(
             ["verilator", "--lint-only", "-Wall", *(f"-Wno-{w}" for w in WAIVED),
              "--top-module", path.stem, str(path)],
             capture_output=True, text=True, env=verilator_environment(),
         )  # fmt: skip
-        assert (lint.returncode, lint.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_twice_gives_the_same_bytes_even_without_the_cache(tmp_path, monkeypatch):

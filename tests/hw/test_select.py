@@ -253,7 +253,7 @@ def test_radix_rejects_bad_config(changes, message):
         ({"semantics": "value"}, "semantics must be probability or score, not 'value'"),
         ({"in_lanes": 3}, r"in_lanes must be a power of two in 1..16 \(lanes\), not 3"),
         ({"in_lanes": 32}, r"in_lanes must be a power of two in 1..16 \(lanes\), not 32"),
-        ({"n_max": 1000}, "n_max must be a power of two in 16..65536, not 1000"),
+        ({"n_max": 1000}, "n_max must be a power of two in 32..65536, not 1000"),
         ({"engine": "quickselect", "semantics": "score"},
          "score_bits must be in 8..32 with engine quickselect, not 36"),
         ({"semantics": "score", "score_bits": 41}, "score_bits must be in 8..40 with engine radix, not 41"),
