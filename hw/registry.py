@@ -8,6 +8,7 @@ from typing import Any
 
 from amaranth.lib import wiring
 
+from hw.attention.config import attention_config
 from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
 from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
@@ -234,6 +235,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.fetch",
             component_name="Fetch",
             config=_fetch,
+        ),
+        Block(
+            name="attention",
+            summary="the attention core: whole sentences, layer after layer",
+            package="hw.attention",
+            component_name="Attention",
+            config=attention_config,
         ),
     )
 }

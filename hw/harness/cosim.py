@@ -14,7 +14,7 @@ import numpy as np
 
 from hw.registry import Block
 
-from .build import cached, digest, emit, verilator_environment
+from .build import OPTIMISATION, cached, digest, emit, verilator_environment
 from .job import QUIET_CYCLES, Case, Log, StreamPort
 
 SIMULATORS = ("verilator", "icarus")
@@ -95,7 +95,9 @@ def _build(block: Block, config: Any, simulator: str, waves: bool) -> Path:
                 log_file=folder / "build.log",
             )
 
-    key = digest(text, version("verilator"), version("cocotb"), *_BUILD_ARGS[simulator], str(waves))
+    key = digest(
+        text, version("verilator"), version("cocotb"), *_BUILD_ARGS[simulator], OPTIMISATION, str(waves)
+    )
     return cached(f"cocotb-{simulator}", f"{block.name}-{key}", make)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hw.registry import Block
 
-from .build import cached, digest, emit, run_tool, verilator_environment
+from .build import OPTIMISATION, cached, digest, emit, run_tool, verilator_environment
 from .job import QUIET_CYCLES, Case, Log, StreamPort
 
 _MAIN = Path(__file__).with_name("main.cpp")
@@ -45,7 +45,7 @@ def build(block: Block, config: Any) -> Path:
     def make(folder: Path) -> None:
         (folder / "top.v").write_text(emitted.text)
         (folder / "ports.h").write_text(header)
-        flags = [*_FLAGS, block.name, "--prefix", "Vtop", "--Mdir", "obj", "-CFLAGS", f"-O2 -I{folder}"]
+        flags = [*_FLAGS, block.name, "--prefix", "Vtop", "--Mdir", "obj", "-CFLAGS", f"-I{folder}"]
         command = ["verilator", *flags, "-o", "harness", "top.v", str(_MAIN)]
         run_tool(command, folder, verilator_environment())
         (folder / "obj" / "harness").rename(folder / "harness")
@@ -53,7 +53,8 @@ def build(block: Block, config: Any) -> Path:
             path.unlink()
         (folder / "obj").rmdir()
 
-    key = f"{block.name}-{digest(emitted.text, header, _MAIN.read_text(), version('verilator'), *_FLAGS)}"
+    made_from = (emitted.text, header, _MAIN.read_text(), version("verilator"), *_FLAGS, OPTIMISATION)
+    key = f"{block.name}-{digest(*made_from)}"
     return cached("harness", key, make) / "harness"
 
 
