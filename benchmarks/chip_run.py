@@ -156,7 +156,7 @@ class ChipAttention:
             progressive=s.progressive,
             threshold=threshold_units(s.lsb_threshold),
             n_values=self._value_counts[layer] if s.value_keep < 1 else n,
-            out_shift=max(SHIFTS[0], self._bits[2]),
+            out_shift=output_shift(self._bits[2]),
             n_tokens_next=n if last else self._token_counts[layer + 1],
             n_heads_next=h if last else self._head_counts[layer + 1],
             token_shift=self.config.token_importance.safe_shift(self._n_head_rows),
@@ -218,6 +218,14 @@ def run_on_chip(
             passes=(tuple(layer.record for layer in chip.layers),),
         ),
     )
+
+
+def output_shift(v_bits: int) -> int:
+    """The smallest right shift of p V at which no output of V of ``v_bits`` leaves o's 12 bits; at least 8.
+
+    |o| <= 2^(12 - v_bits) (2^(v_bits - 1) - 1) < 2^11 for probabilities that sum to 1.
+    """
+    return max(SHIFTS[0], v_bits)
 
 
 def threshold_units(threshold: float) -> int:
