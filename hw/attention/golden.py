@@ -105,7 +105,7 @@ class LayerResult:
     probabilities: Tensor
     """int64[h, n, n], query by key, 0..4,095, unit 2^-12, before local value pruning."""
     kept_values: Tensor
-    """bool[h, n, n], keys whose values are fetched."""
+    """bool[h, n, n], keys whose values enter the sum."""
     magnitudes: Tensor
     """int64[h, n], sum of |o| over D."""
     token_importance: Tensor
