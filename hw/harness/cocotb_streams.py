@@ -63,6 +63,8 @@ class Port:
             if self.is_input:
                 self.offering = False
             else:
+                if not self.payload.value.is_resolvable:
+                    raise ValueError(f"{self.name} beat {len(self.seen)} is undefined: {self.payload.value}")
                 self.seen.append(int(self.payload.value))
                 if self.memory is not None:
                     self.memory.ask(self.seen[-1], cycle)
