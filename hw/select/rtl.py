@@ -3,21 +3,20 @@
 
 from typing import ClassVar
 
-from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.stream.config import FifoConfig, PackerConfig, SkidConfig
 from hw.stream.rtl import Fifo, Packer, Regroup, SkidBuffer, packed_layout
-from hw.topk.compact_list import CompactList
-from hw.topk.config import LFSR_BITS, CompactListConfig
+from hw.topk.config import LFSR_BITS
 from hw.topk.filter import Filter, Mark
 from hw.topk.rtl import TopK
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 from hw.zero_eliminator.rtl import ZeroEliminator
 
 from .config import DECIDE_CYCLES, LocalValueConfig, RadixConfig
-from .histogram import Histogram
+from .digits import DigitPass
 
 
 class RadixSelect(wiring.Component):
@@ -66,7 +65,7 @@ class RadixSelect(wiring.Component):
         )
         write, read = lines.write_port(), lines.read_port()
         m.submodules.final = final = self.final
-        m.submodules.histogram = histogram = Histogram(cfg)
+        m.submodules.passes = passes = DigitPass(cfg)
         wiring.connect(m, wiring.flipped(self.o), final.o)
 
         n, k = Signal(cfg.count_bits), Signal(cfg.count_bits)
@@ -85,7 +84,7 @@ class RadixSelect(wiring.Component):
         load_line, pass_line = Signal(range(cfg.max_lines)), Signal(range(cfg.max_lines))
         first_line = Signal()
         wait = Signal(range(DECIDE_CYCLES + 1))
-        """Cycles until the histogram has an answer."""
+        """Cycles until the pass has an answer."""
 
         loaded = Signal(cfg.lanes * cfg.element_bits, reset_less=True)
         loaded_mask, loaded_first = Signal(cfg.lanes, reset_less=True), Signal(reset_less=True)
@@ -160,12 +159,12 @@ class RadixSelect(wiring.Component):
                 with m.If(wait == 1):
                     m.next = "DECIDE"
             with m.State("DECIDE"):
-                decided = no_pass | (histogram.excess == 0) | (digit_number == cfg.n_digits - 1)
+                decided = no_pass | (passes.excess == 0) | (digit_number == cfg.n_digits - 1)
                 m.d.comb += threshold.eq(prefix)
                 for number in range(cfg.n_digits):
                     with m.If(digit_number == number):
                         place = cfg.padded_bits - (number + 1) * cfg.digit_bits
-                        m.d.comb += threshold[place : place + cfg.digit_bits].eq(histogram.bin)
+                        m.d.comb += threshold[place : place + cfg.digit_bits].eq(passes.bin)
                 with m.If(~final.busy):
                     with m.If(decided):
                         m.d.comb += final.start.eq(1)
@@ -174,9 +173,9 @@ class RadixSelect(wiring.Component):
                         # The first stored line is read in this cycle, for the first one of the pass.
                         m.d.sync += [
                             prefix.eq(threshold),
-                            bin_.eq(histogram.bin),
-                            target.eq(histogram.rest),
-                            n_in_bin.eq(histogram.rest + histogram.excess),
+                            bin_.eq(passes.bin),
+                            target.eq(passes.rest),
+                            n_in_bin.eq(passes.rest + passes.excess),
                             remaining.eq(n_in_bin),
                             digit_number.eq(digit_number + 1),
                             pass_line.eq(1),
@@ -184,44 +183,16 @@ class RadixSelect(wiring.Component):
                         ]
                         m.next = "PASS"
 
-        elements, digits_bits = Signal(cfg.lanes * cfg.padded_bits), cfg.digit_bits
-        m.d.comb += elements.eq(
-            _padded(Mux(loaded_valid, loaded, read.data), cfg.element_bits, cfg.padded_bits, cfg.lanes)
-        )
-        matches = Signal(cfg.lanes)
-        if cfg.n_digits > 2:
-            below = cfg.padded_bits - digits_bits
-            listed = CompactList(
-                CompactListConfig(lanes=cfg.lanes, element_bits=below, max_lines=cfg.max_lines)
-            )
-            # After an early end the list still holds the elements inside the bin.
-            m.submodules.listed = ResetInserter(final.start)(listed)
-            from_list = Signal()
-            m.d.comb += [
-                from_list.eq(comparing & (digit_number != 1)),
-                listed.o.ready.eq(from_list),
-                listed.i.valid.eq(comparing & (digit_number != cfg.n_digits - 1)),
-                listed.i.payload.mask.eq(matches),
-                listed.i.payload.last.eq(is_last_line),
-            ]
-            with m.If(from_list):
-                m.d.comb += elements.eq(_padded(listed.o.payload, below, cfg.padded_bits, cfg.lanes))
-            m.d.comb += [
-                listed.i.payload.data[lane].eq(elements.word_select(lane, cfg.padded_bits)[:below])
-                for lane in range(cfg.lanes)
-            ]
-        for lane in range(cfg.lanes):
-            element = elements.word_select(lane, cfg.padded_bits)
-            top, second = element[-digits_bits:], element[-2 * digits_bits : -digits_bits]
-            m.d.comb += [
-                matches[lane].eq(Mux(loaded_valid, loaded_mask[lane], lane_mask[lane] & (top == bin_))),
-                histogram.digits[lane].eq(Mux(loaded_valid, top, second)),
-            ]
         m.d.comb += [
-            histogram.valid.eq(loaded_valid | comparing),
-            histogram.first.eq(Mux(loaded_valid, loaded_first, first_line)),
-            histogram.counted.eq(matches),
-            histogram.target.eq(target),
+            passes.valid.eq(loaded_valid | comparing),
+            passes.line.eq(Mux(loaded_valid, loaded, read.data)),
+            passes.mask.eq(Mux(loaded_valid, loaded_mask, lane_mask)),
+            passes.first.eq(Mux(loaded_valid, loaded_first, first_line)),
+            passes.last.eq(is_last_line),
+            passes.number.eq(digit_number),
+            passes.digit_before.eq(bin_),
+            passes.target.eq(target),
+            passes.clear.eq(final.start),
         ]
 
         # k = 0 and k = n need no pass: nothing is above the largest element, everything is at least 0.
@@ -229,17 +200,11 @@ class RadixSelect(wiring.Component):
         padding = cfg.padded_bits - cfg.element_bits
         m.d.comb += [
             final.threshold.eq(Mux(k == 0, highest, Mux(k == n, 0, threshold[padding:]))),
-            final.n_equal.eq(Mux(k == 0, 0, Mux(k == n, n, histogram.rest))),
+            final.n_equal.eq(Mux(k == 0, 0, Mux(k == n, n, passes.rest))),
             final.n.eq(n),
             final.k.eq(k),
         ]
         return m
-
-
-def _padded(line: Value, from_bits: int, to_bits: int, lanes: int) -> Value:
-    """Each element moved to the top of a wider one, zeros below."""
-    zeros = Const(0, to_bits - from_bits)
-    return Cat(Cat(zeros, line.word_select(lane, from_bits)) for lane in range(lanes))
 
 
 class RadixMarks(RadixSelect):

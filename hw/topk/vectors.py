@@ -22,9 +22,13 @@ SIZES = (1, 2, 15, 16, 17, 100, 1024)
 
 
 def cases(config: TopKConfig, *, seed: int, n_random: int, timing: Replay = replay) -> list[Case]:
-    """One case for each size up to the built maximum: its corners, then ``n_random`` random requests."""
+    """One case for each size up to the built maximum: its corners, then ``n_random`` random requests.
+
+    The last case mixes the sizes: a short request behind a long one is loaded while that is still filtered.
+    """
     rng = np.random.default_rng(seed)
-    return [
+    sizes = [n for n in (0, *SIZES) if n <= config.n_max]
+    made = [
         case(
             f"n = {n}",
             [*corner_requests(n, config), *random_requests(n, n_random, config, rng)],
@@ -32,9 +36,10 @@ def cases(config: TopKConfig, *, seed: int, n_random: int, timing: Replay = repl
             rng,
             timing,
         )
-        for n in (0, *SIZES)
-        if n <= config.n_max
+        for n in sizes
     ]
+    mixed = [one for n in rng.choice(sizes, 2 * n_random) for one in random_requests(int(n), 1, config, rng)]
+    return [*made, case("lengths mixed", mixed, config, rng, timing)]
 
 
 def corner_requests(n: int, config: TopKConfig) -> list[Request]:

@@ -182,11 +182,18 @@ MUTANTS = [
     ("places instead of groups", "hw.select.histogram", "group, place = digit[half:], digit[:half]",
      "place, group = digit[half:], digit[:half]"),
     ("counts on from the pass before", "hw.select.histogram", "Mux(first[1], 0, count)", "count"),
-    ("early end missed by one", "hw.select.rtl", "(histogram.excess == 0)", "(histogram.excess == 1)"),
+    ("early end missed by one", "hw.select.rtl", "(passes.excess == 0)", "(passes.excess == 1)"),
     ("decides a cycle early", "hw.select.rtl", "wait.eq(DECIDE_CYCLES - 1)", "wait.eq(DECIDE_CYCLES - 2)"),
-    ("lanes past the list count", "hw.select.rtl", "lane_mask[lane] & (top == bin_)", "(top == bin_)"),
-    ("elements of other bins count", "hw.select.rtl", "lane_mask[lane] & (top == bin_)", "lane_mask[lane]"),
-    ("list kept after an early end", "hw.select.rtl", "ResetInserter(final.start)(listed)", "listed"),
+    ("decides a cycle early after the load", "hw.select.rtl", "wait.eq(DECIDE_CYCLES)",
+     "wait.eq(DECIDE_CYCLES - 1)"),
+    ("does not wait for the filter", "hw.select.rtl", "with m.If(~final.busy):", "with m.If(1):"),
+    ("keeps one equal element too few", "hw.select.rtl", "Mux(k == n, n, passes.rest)",
+     "Mux(k == n, n, passes.rest - 1)"),
+    ("lanes past the list count", "hw.select.digits",
+     "self.mask[lane] & (is_first_pass | (top == self.digit_before))",
+     "(is_first_pass & self.mask[lane]) | (~is_first_pass & (top == self.digit_before))"),
+    ("elements of other bins count", "hw.select.digits", "(top == self.digit_before)", "1"),
+    ("list kept after an early end", "hw.select.digits", "ResetInserter(self.clear)(listed)", "listed"),
     ("ready stuck at 1", "hw.select.rtl", "self.i.ready.eq(~final.busy | (load_line < final.line_number))",
      "self.i.ready.eq(1)"),
     ("digit in the wrong place", "hw.select.rtl", "cfg.padded_bits - (number + 1) * cfg.digit_bits",
@@ -194,14 +201,15 @@ MUTANTS = [
 ]  # fmt: skip
 
 LOCAL_MUTANTS = [
-    ("signed order", "engine.i.payload).eq(Value.cast(regroup.o.payload.data))",
-     "engine.i.payload).eq(Value.cast(regroup.o.payload.data) ^ (1 << 13))"),
-    ("lines after the last mark stay", "found_all.eq(~line.payload.last & (found_all | last_mark))",
+    ("signed scores taken as unsigned", BY_SCORE, ".as_unsigned() ^ inverted", ".as_unsigned()"),
+    ("unsigned scores taken as signed", TOKENS, "inverted = -self.config.lowest_score",
+     "inverted = 1 << (self.config.score_bits - 1)"),
+    ("lines after the last mark stay", BY_SCORE, "found_all.eq(~line.payload.last & (found_all | last_mark))",
      "found_all.eq(0)"),
-    ("a row that is marked to its end drops the next", "~line.payload.last & (found_all | last_mark)",
-     "found_all | last_mark"),
-    ("last lost", "eliminator.i.payload.last.eq(last_mark)", "eliminator.i.payload.last.eq(0)"),
-    ("marks taken without probabilities", "marks.o.ready.eq(line.valid & ~found_all &",
+    ("a row that is marked to its end drops the next", BY_SCORE,
+     "~line.payload.last & (found_all | last_mark)", "found_all | last_mark"),
+    ("last lost", BY_SCORE, "eliminator.i.payload.last.eq(last_mark)", "eliminator.i.payload.last.eq(0)"),
+    ("marks taken without probabilities", BY_SCORE, "marks.o.ready.eq(line.valid & ~found_all &",
      "marks.o.ready.eq(~found_all &"),
 ]  # fmt: skip
 
@@ -210,26 +218,27 @@ LOCAL_MUTANTS = [
 def test_radix_mutant_is_caught(name, module, old, new, monkeypatch):
     mutant = mutated(module, old, new)
     if module == "hw.select.histogram":
-        monkeypatch.setattr("hw.select.rtl.Histogram", mutant.Histogram)
+        monkeypatch.setattr("hw.select.digits.Histogram", mutant.Histogram)
+    if module == "hw.select.digits":
+        monkeypatch.setattr("hw.select.rtl.DigitPass", mutant.DigitPass)
     component = getattr(mutant, "RadixSelect", RadixSelect)
     rng = np.random.default_rng(9)
     requests = [
-        *random_requests(32, 6, SMALL, rng), *random_requests(13, 6, SMALL, rng), *corner_requests(17, SMALL)
+        *random_requests(32, 6, SMALL, rng), *random_requests(13, 6, SMALL, rng), *corner_requests(17, SMALL),
+        *(one for n in (32, 3, 32, 1, 32, 5) for one in random_requests(n, 1, SMALL, rng)),
     ]  # fmt: skip
     one = case("mutant", requests, SMALL, rng, replay)
     assert run_both(component, SMALL, one, stalled=False) or run_both(component, SMALL, one, stalled=True)
 
 
-@pytest.mark.parametrize(("name", "old", "new"), LOCAL_MUTANTS, ids=[m[0] for m in LOCAL_MUTANTS])
-def test_local_mutant_is_caught(name, old, new):
+@pytest.mark.parametrize(("name", "config", "old", "new"), LOCAL_MUTANTS, ids=[m[0] for m in LOCAL_MUTANTS])
+def test_local_mutant_is_caught(name, config, old, new):
     mutant = mutated("hw.select.rtl", old, new)
     rng = np.random.default_rng(9)
-    rows = [*random_rows(17, 5, BY_SCORE, rng), *corner_rows(6, BY_SCORE), *random_rows(32, 3, BY_SCORE, rng)]
-    one = local_case("mutant", rows, BY_SCORE)
+    rows = [*random_rows(17, 5, config, rng), *corner_rows(6, config), *random_rows(32, 3, config, rng)]
+    one = local_case("mutant", rows, config)
     component = mutant.LocalValueSelect
-    assert run_both(component, BY_SCORE, one, stalled=False) or run_both(
-        component, BY_SCORE, one, stalled=True
-    )
+    assert run_both(component, config, one, stalled=False) or run_both(component, config, one, stalled=True)
 
 
 @pytest.mark.parametrize(
