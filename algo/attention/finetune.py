@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from algo.attention.cascade import Cascade
+from algo.attention.cascade import Cascade, Scales
 from algo.attention.decoder import Decoder
 from algo.attention.encoder import Encoder
 from algo.attention.files import write_atomically
+from algo.attention.models import family_of
+from algo.attention.record import ModelShape
 from algo.attention.reviews import Review
 from algo.attention.settings import CascadeSettings
 
@@ -201,16 +204,107 @@ def _check_same(saved: dict, run: dict, folder: Path) -> None:
 # ---- tasks -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distillation:
+    """Weights of what a pruned model learns from its dense teacher, beside the labels (weight 1)."""
+
+    logits: float = 1.0
+    """Kullback-Leibler divergence of the softened classes, times temperature^2 (Hinton et al., 2015)."""
+    temperature: float = 2.0
+    embedding: float = 1.0
+    """Squared error of the mean hidden state, over the teacher's variance across sentences."""
+    importance: float = 1.0
+    """Divergence of each pruning layer's token importance from the teacher's :attr:`Teacher.saliency`."""
+    sharpness: float = 2.0
+    """Power of the saliency: above 1 it stresses the tokens that matter most."""
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "embedding", "importance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("temperature", "sharpness"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """What a dense model says about each sentence of a task."""
+
+    logits: Tensor  # float[N, 2]
+    embedding: Tensor  # float[N, hidden]
+    saliency: list[Tensor]
+    """Per sentence float[n], >= 0: how much each token's hidden state after the first layer can move the
+    decision, the norm of the gradient of (positive - negative logit). The first selection happens there."""
+    source: str
+    """Where the dense model came from."""
+
+    def save(self, path: Path) -> None:
+        """One safetensors file, written whole."""
+        tensors = {"logits": self.logits, "embedding": self.embedding, "saliency": torch.cat(self.saliency)}
+        tensors["lengths"] = torch.tensor([len(row) for row in self.saliency])
+        write_atomically(path, save(tensors, {"source": self.source}))
+
+    @classmethod
+    def load(cls, path: Path) -> "Teacher":
+        """Inverse of :meth:`save`."""
+        with safe_open(path, "pt") as file:
+            logits, embedding, flat, lengths = (
+                file.get_tensor(name) for name in ("logits", "embedding", "saliency", "lengths")
+            )
+            source = file.metadata()["source"]
+        return cls(logits, embedding, list(flat.split(lengths.tolist())), source)
+
+
+class ImportanceMatch(Cascade):
+    """A cascade that measures how far the importance it selects tokens by is from a given saliency.
+
+    Selections take no gradient, so nothing in the loss says which tokens attention should mark as important;
+    this divergence does, and it is differentiable in the attention probabilities.
+    """
+
+    def __init__(self, settings: CascadeSettings, shape: ModelShape, saliency: Tensor | None) -> None:
+        """saliency : float[B, n] of all tokens, or None to measure nothing."""
+        super().__init__(settings, shape)
+        self.saliency = saliency
+        self.divergences: list[Tensor] = []
+        """Per layer that selects, scalar: mean over the batch of KL(saliency || column sums), nats."""
+
+    def _probabilities(
+        self, q: Tensor, k: Tensor, scales: Scales, scaling: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scores, prob, lsb_rows = super()._probabilities(q, k, scales, scaling)
+        selects = len(self.layer_heads) < self.shape.n_layers  # nothing is selected after the last layer
+        if self.saliency is not None and selects:
+            column_sums = (prob * self.heads[:, :, None, None]).sum((1, 2))  # [B, m]
+            target = self.saliency.gather(1, self.keys)
+            log_target = (target / target.sum(1, keepdim=True)).clamp_min(1e-9).log()
+            log_share = (column_sums / column_sums.sum(1, keepdim=True)).clamp_min(1e-9).log()
+            self.divergences.append(
+                nn.functional.kl_div(log_share, log_target, log_target=True, reduction="batchmean")
+            )
+        return scores, prob, lsb_rows
+
+
 class SentimentTask:
     """Positive or negative: a linear head on the mean of the surviving tokens of an encoder.
 
-    Embeddings stay as they are. Sentences of equal length form a batch, so there is no padding anywhere.
+    Word embeddings stay as they are. Sentences of equal length form a batch: there is no padding anywhere.
     """
 
     def __init__(
-        self, encoder: Encoder, reviews: list[Review], settings: CascadeSettings, source: str
+        self,
+        encoder: Encoder,
+        reviews: list[Review],
+        settings: CascadeSettings,
+        source: str,
+        teacher: Teacher | None = None,
+        distillation: Distillation = Distillation(),
     ) -> None:
-        """The head starts at zero, so nothing depends on a random initialisation."""
+        """The head starts at zero, so nothing depends on a random initialisation.
+
+        ``teacher`` was made by :meth:`teach` of a task with the same sentences; ValueError if it was not.
+        """
         hidden_size = encoder.model.config.hidden_size
         self.encoder, self.settings, self.source = encoder, settings, source
         self.head = nn.Linear(hidden_size, 2)
@@ -221,11 +315,16 @@ class SentimentTask:
             p.requires_grad_(False)
         self.ids = [encoder.token_ids(review.text) for review in reviews]
         self.labels = torch.tensor([int(review.positive) for review in reviews])
+        if teacher and [len(s) for s in teacher.saliency] != [len(ids) for ids in self.ids]:
+            raise ValueError(
+                f"teacher {teacher.source} was asked about other sentences than those of the task"
+            )
+        self.teacher, self.distillation = teacher, distillation
 
     def describe(self) -> dict[str, Any]:
         """Model, data and settings."""
         data = hashlib.sha256(b"".join(ids.numpy().tobytes() for ids in self.ids)).hexdigest()[:12]
-        return {
+        description = {
             "task": "sentiment",
             "model": self.encoder.name,
             "source": self.source,
@@ -233,6 +332,9 @@ class SentimentTask:
             "data": data,
             "settings": self.settings.to_dict(),
         }
+        if self.teacher:
+            description |= {"teacher": self.teacher.source, "distillation": asdict(self.distillation)}
+        return description
 
     def batches(self, generator: torch.Generator, batch_size: int) -> list[Tensor]:
         """Indices of sentences of equal length, int64[up to batch_size], in random order."""
@@ -244,17 +346,70 @@ class SentimentTask:
         order = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[i] for i in order]
 
-    def logits(self, batch: Tensor, settings: CascadeSettings | None = None) -> Tensor:
-        """Scores of (negative, positive), float[B, 2]."""
+    def embed(
+        self, batch: Tensor, settings: CascadeSettings | None = None, saliency: Tensor | None = None
+    ) -> tuple[Tensor, ImportanceMatch]:
+        """Mean of the surviving tokens' last hidden states, float[B, hidden], and the cascade that ran."""
         device = self.head.weight.device
         ids = torch.stack([self.ids[i] for i in batch.tolist()]).to(device)  # [B, n]
-        hidden, _ = self.encoder.forward(ids, self.settings if settings is None else settings)
-        return self.head(hidden.mean(1))
+        cascade = ImportanceMatch(settings or self.settings, self.encoder.shape, saliency)
+        cascade.begin(ids.shape[0], ids.shape[1], device)
+        hidden = self.encoder.model(input_ids=ids, cascade=cascade, return_dict=True).last_hidden_state
+        return hidden.sum(1) / cascade.rows.shape[1], cascade  # the rows of pruned tokens are zeros
+
+    def logits(self, batch: Tensor, settings: CascadeSettings | None = None) -> Tensor:
+        """Scores of (negative, positive), float[B, 2]."""
+        return self.head(self.embed(batch, settings)[0])
 
     def loss(self, batch: Tensor) -> Tensor:
-        """Mean cross-entropy, nats."""
-        logits = self.logits(batch)
-        return nn.functional.cross_entropy(logits, self.labels[batch].to(logits.device))
+        """Mean cross-entropy, nats, and the terms of :class:`Distillation` where there is a teacher."""
+        teacher, weight, device = self.teacher, self.distillation, self.head.weight.device
+        saliency = None
+        if teacher:
+            saliency = torch.stack([teacher.saliency[i] for i in batch.tolist()]).to(device)
+            saliency = saliency**weight.sharpness
+        embedding, cascade = self.embed(batch, saliency=saliency)
+        logits = self.head(embedding)
+        loss = nn.functional.cross_entropy(logits, self.labels[batch].to(device))
+        if teacher:
+            softened = (logits / weight.temperature).log_softmax(-1)
+            target = (teacher.logits[batch].to(device) / weight.temperature).log_softmax(-1)
+            divergence = nn.functional.kl_div(softened, target, log_target=True, reduction="batchmean")
+            loss = loss + weight.logits * weight.temperature**2 * divergence
+            variance = teacher.embedding.var(0, correction=0).sum().to(device)
+            error = (embedding - teacher.embedding[batch].to(device)).square().sum(1).mean()
+            loss = loss + weight.embedding * error / variance
+            loss = loss + weight.importance * torch.stack(cascade.divergences).mean()
+        return loss
+
+    def teach(self) -> Teacher:
+        """What the model as it stands, with pruning off, says about the sentences, in evaluation mode."""
+        self.module.eval()
+        states: list[Tensor] = []
+
+        def watch(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            states.append(args[0].detach().requires_grad_())  # cut here: layers below need no gradient
+            return (states[-1], *args[1:]), kwargs
+
+        n = len(self.ids)
+        dtype = self.head.weight.dtype
+        logits, embedding = (torch.zeros(n, size, dtype=dtype) for size in (2, self.head.in_features))
+        saliency = [torch.zeros(0)] * n
+        layers = family_of(self.encoder.model).layers(self.encoder.model.base_model)
+        if len(layers) < 2:
+            raise ValueError("a teacher must have at least 2 layers: the first selection comes after one")
+        handle = layers[1].register_forward_pre_hook(watch, with_kwargs=True)
+        try:
+            for batch in self.batches(torch.Generator().manual_seed(0), 64):
+                mean, _ = self.embed(batch, CascadeSettings())
+                scores = self.head(mean)
+                (gradient,) = torch.autograd.grad((scores[:, 1] - scores[:, 0]).sum(), states.pop())
+                logits[batch], embedding[batch] = scores.detach().cpu(), mean.detach().cpu()
+                for i, norms in zip(batch.tolist(), gradient.norm(dim=-1).cpu(), strict=True):
+                    saliency[i] = norms
+        finally:
+            handle.remove()
+        return Teacher(logits, embedding, saliency, self.source)
 
     @torch.no_grad()
     def correct(self, settings: CascadeSettings | None = None) -> Tensor:

@@ -20,6 +20,8 @@ PACKAGE = "vaderSentiment==0.5"
 INNER_ARCHIVE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 INNER_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 TEST_SHARE = 0.25
+N_VALIDATION = 1000
+"""Sentences taken out of the training part, at most a fifth of it: what a recipe is chosen on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,26 @@ def load_reviews(path: str | Path | None = None) -> list[Review]:
     return reviews
 
 
-def split(reviews: list[Review]) -> tuple[list[Review], list[Review]]:
-    """Training and test part, a fixed quarter for the test whatever the seed of a training run."""
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Three disjoint parts, the same for every training run."""
+
+    training: list[Review]
+    validation: list[Review]
+    """Recipes are compared on these, so that the test part need be looked at only once."""
+    test: list[Review]
+
+
+def split(reviews: list[Review]) -> Split:
+    """A fixed quarter for the test, :data:`N_VALIDATION` for validation, the rest for training."""
     order = list(range(len(reviews)))
     random.Random(0).shuffle(order)
+    shuffled = [reviews[i] for i in order]
     n_test = round(TEST_SHARE * len(reviews))
-    return [reviews[i] for i in order[n_test:]], [reviews[i] for i in order[:n_test]]
+    n_validation = min(N_VALIDATION, (len(reviews) - n_test) // 5)
+    n_training = len(reviews) - n_test - n_validation
+    test, rest = shuffled[:n_test], shuffled[n_test:]
+    return Split(training=rest[:n_training], validation=rest[n_training:], test=test)
 
 
 def _fetched() -> Path:

@@ -310,13 +310,8 @@ def _probability_rows(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _sentiment_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    keys = (
-        "base_accuracy",
-        "dense_accuracy",
-        "pruned_without_finetuning_accuracy",
-        "pruned_accuracy",
-        "difference",
-    )
+    kinds = ("dense", "pruned_without_finetuning", "pruned")
+    keys = [*[f"{kind}{part}_accuracy" for part in ("_validation", "") for kind in kinds], "difference"]
     return [{"seed_index": i, **{key: result[key][i] for key in keys}} for i in range(result["n_seeds"])]
 
 

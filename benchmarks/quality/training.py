@@ -49,6 +49,8 @@ class SentimentRun:
     """A prepared run; everything the user gave is checked."""
 
     task: SentimentTask
+    validation: SentimentTask
+    """To choose a recipe by."""
     test: SentimentTask
     config: TrainConfig
     folder: Path
@@ -58,15 +60,19 @@ class SentimentRun:
         losses = train(
             self.task, self.config, self.folder, lambda i, n, loss: progress(f"loss {loss:.3f}", i, n)
         )
-        self.test.head.load_state_dict(self.task.head.state_dict())
-        self.test.module.to(self.config.device)
-        right = self.test.correct()
+        right = {}
+        for name, kept_aside in (("validation", self.validation), ("test", self.test)):
+            kept_aside.head.load_state_dict(self.task.head.state_dict())
+            kept_aside.module.to(self.config.device)
+            right[name] = kept_aside.correct().double()
         return {
             "n_train": len(self.task.ids),
-            "n_test": len(right),
+            "n_validation": len(right["validation"]),
+            "n_test": len(right["test"]),
             "n_steps": len(losses),
             "last_loss_nats": sum(losses[-20:]) / len(losses[-20:]),
-            "test_accuracy": float(right.double().mean()),
+            "validation_accuracy": float(right["validation"].mean()),
+            "test_accuracy": float(right["test"].mean()),
             "weights": str(self.folder / "weights.safetensors"),
         }
 
@@ -77,12 +83,16 @@ def prepare_sentiment(
     """Load model and reviews; ``settings_of(n_layers)`` gives the settings, ``start`` a finished run."""
     encoder = load_encoder(model)
     settings = settings_of(encoder.shape.n_layers)
-    training, test = split(load_reviews(data))
-    task = SentimentTask(encoder, training, settings, f"from {start}" if start else "from the model")
+    parts = split(load_reviews(data))
+    task = SentimentTask(encoder, parts.training, settings, f"from {start}" if start else "from the model")
     if start is not None:
         restore_weights(task.module, start)
     return SentimentRun(
-        task=task, test=SentimentTask(encoder, test, settings, "test"), config=config, folder=folder
+        task=task,
+        validation=SentimentTask(encoder, parts.validation, settings, "validation"),
+        test=SentimentTask(encoder, parts.test, settings, "test"),
+        config=config,
+        folder=folder,
     )
 
 

@@ -8,11 +8,20 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from algo.attention.decoder import Decoder
 from algo.attention.encoder import Encoder
-from algo.attention.finetune import LanguageTask, SentimentTask, TrainConfig, restore_weights, train
+from algo.attention.finetune import (
+    Distillation,
+    LanguageTask,
+    SentimentTask,
+    Teacher,
+    TrainConfig,
+    restore_weights,
+    train,
+)
 from algo.attention.reviews import Review, load_reviews, split
 from algo.attention.settings import CascadeSettings
 
 PRUNED = CascadeSettings(token_keep=0.6, head_keep=0.7, q_bits=8, k_bits=8, v_bits=8)
+OFF = CascadeSettings()
 CONFIG = TrainConfig(epochs=6, batch_size=8, learning_rate=5e-3, checkpoint_steps=5)
 
 
@@ -27,7 +36,7 @@ class LetterTokenizer:
         return {"input_ids": [ord(letter) - ord("a") for letter in text]}
 
 
-def sentiment_task(settings: CascadeSettings = PRUNED) -> SentimentTask:
+def sentiment_task(settings: CascadeSettings = PRUNED, **more) -> SentimentTask:
     """Positive if "a" and "b" are more than half of its letters: learnable in a few epochs."""
     torch.manual_seed(0)
     config = BertConfig(
@@ -37,12 +46,15 @@ def sentiment_task(settings: CascadeSettings = PRUNED) -> SentimentTask:
     encoder = Encoder(BertModel(config, add_pooling_layer=False), LetterTokenizer())
     letters = torch.randint(4, (96, 8), generator=torch.Generator().manual_seed(1))
     texts = ["".join(chr(97 + i) for i in row)[: 6 + n % 3] for n, row in enumerate(letters.tolist())]
-    return SentimentTask(
-        encoder,
-        [Review(text, sum(letter < "c" for letter in text) > len(text) / 2) for text in texts],
-        settings,
-        "letters",
-    )
+    reviews = [Review(text, sum(letter < "c" for letter in text) > len(text) / 2) for text in texts]
+    return SentimentTask(encoder, reviews, settings, "letters", **more)
+
+
+def distilled_task(**weights: float) -> SentimentTask:
+    """Taught by the same model with a head that is not zero."""
+    dense = sentiment_task(OFF)
+    torch.nn.init.normal_(dense.head.weight, generator=torch.Generator().manual_seed(2))
+    return sentiment_task(teacher=dense.teach(), distillation=Distillation(**weights))
 
 
 def language_task(settings: CascadeSettings = PRUNED) -> LanguageTask:
@@ -66,7 +78,7 @@ def test_training_lowers_the_loss(make, tmp_path):
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-@pytest.mark.parametrize("make", [sentiment_task, language_task])
+@pytest.mark.parametrize("make", [sentiment_task, distilled_task, language_task])
 def test_an_interrupted_run_resumes_to_the_same_bits(make, tmp_path):
     whole = train(make(), CONFIG, tmp_path / "whole", quiet)
 
@@ -94,6 +106,106 @@ def test_a_finished_run_is_not_repeated(tmp_path):
 
     assert train(task, CONFIG, tmp_path, never) == losses
     assert task.correct().float().mean() > 0.7
+
+
+def test_teacher_by_hand():
+    """Saliency by finite differences of the decision, moving one token's state after the first layer."""
+    task = sentiment_task(OFF)
+    torch.nn.init.normal_(task.head.weight, generator=torch.Generator().manual_seed(2))
+    task.module.double()
+    teacher = task.teach()
+    batch = torch.tensor([5])
+    mean, _ = task.embed(batch)
+    assert torch.equal(teacher.embedding[5], mean[0])
+    assert torch.equal(teacher.logits[5], task.logits(batch)[0])
+    second = task.encoder.model.encoder.layer[1]
+
+    def decision(token: int, change: torch.Tensor) -> float:
+        def move(module, args, kwargs):
+            args[0][0, token] += change
+            return args, kwargs
+
+        handle = second.register_forward_pre_hook(move, with_kwargs=True)
+        negative, positive = task.logits(batch)[0].tolist()
+        handle.remove()
+        return positive - negative
+
+    with torch.no_grad():
+        steps = 1e-5 * torch.eye(16, dtype=torch.float64)
+        slopes = [[(decision(t, e) - decision(t, -e)) / 2e-5 for e in steps] for t in range(len(task.ids[5]))]
+    expected = torch.tensor(slopes, dtype=torch.float64).norm(dim=1)
+    assert torch.allclose(teacher.saliency[5], expected, rtol=1e-6)
+    assert [len(row) for row in teacher.saliency] == [len(ids) for ids in task.ids]
+
+
+def test_importance_divergence_by_hand():
+    """KL of the saliency from the column sums, which are what the cascade adds to the importances."""
+    task = sentiment_task(CascadeSettings(token_keep=0.6, head_keep=0.7))
+    task.module.eval()
+    batch = torch.tensor([0, 3])
+    saliency = torch.rand(2, len(task.ids[0]), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        _, cascade = task.embed(batch, saliency=saliency)
+    first, second, _ = cascade.layer_token_importance
+    assert len(cascade.divergences) == 2  # the last layer selects nothing
+    for sums, keys, divergence in zip(
+        (first, second - first), cascade.kept_tokens[:2], cascade.divergences, strict=True
+    ):
+        share = sums.gather(1, keys)
+        share = share / share.sum(1, keepdim=True)
+        target = saliency.double().gather(1, keys)
+        target = target / target.sum(1, keepdim=True)
+        expected = (target * (target / share).log()).sum(1).mean()
+        assert float(divergence) == pytest.approx(float(expected), abs=1e-6) and float(divergence) > 0.01
+
+
+def test_matching_the_importance_makes_selections_follow_the_teacher(tmp_path):
+    """Only that term on: the tokens kept become those of the largest saliency."""
+
+    def agreement(task: SentimentTask) -> float:
+        task.module.eval()
+        hits = total = 0
+        for batch in task.batches(torch.Generator().manual_seed(0), 32):
+            _, cascade = task.embed(batch)
+            kept = cascade.kept_tokens[1]
+            for i, row in zip(batch.tolist(), kept, strict=True):
+                best = task.teacher.saliency[i].topk(kept.shape[1]).indices
+                hits += len(set(best.tolist()) & set(row.tolist()))
+                total += kept.shape[1]
+        return hits / total
+
+    task = distilled_task(logits=0, embedding=0, importance=10)
+    before = agreement(task)
+    train(task, CONFIG, tmp_path, quiet)
+    assert agreement(task) > before + 0.02
+
+
+def test_distillation_of_the_teacher_itself_costs_nothing():
+    """A student equal to its teacher, nothing pruned: only the label loss is left."""
+    dense = sentiment_task(OFF)
+    torch.nn.init.normal_(dense.head.weight, generator=torch.Generator().manual_seed(2))
+    student = sentiment_task(OFF, teacher=dense.teach(), distillation=Distillation(importance=0))
+    student.head.load_state_dict(dense.head.state_dict())
+    student.module.eval()
+    batch = torch.tensor([0, 3])
+    assert float(student.loss(batch).detach()) == pytest.approx(float(dense.loss(batch).detach()), abs=1e-6)
+
+
+def test_saved_teacher(tmp_path):
+    teacher = sentiment_task(OFF).teach()
+    teacher.save(tmp_path / "teacher.safetensors")
+    again = Teacher.load(tmp_path / "teacher.safetensors")
+    assert torch.equal(again.logits, teacher.logits) and torch.equal(again.embedding, teacher.embedding)
+    assert again.source == teacher.source == "letters"
+    for a, b in zip(again.saliency, teacher.saliency, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_teacher_of_other_sentences():
+    teacher = sentiment_task(OFF).teach()
+    teacher.saliency.pop()
+    with pytest.raises(ValueError, match="was asked about other sentences"):
+        sentiment_task(teacher=teacher)
 
 
 def test_frozen_embeddings_stay(tmp_path):
@@ -151,6 +263,18 @@ def test_bad_config(fields, message):
         TrainConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"importance": -1}, "importance must not be negative, not -1"),
+        ({"temperature": 0}, "temperature must be positive, not 0"),
+    ],
+)
+def test_bad_distillation(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Distillation(**fields)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device():
     with pytest.raises(ValueError, match="sees no CUDA device"):
@@ -181,6 +305,9 @@ def test_reviews_file(tmp_path):
 
 def test_split_is_fixed_and_disjoint():
     reviews = [Review(str(i), True) for i in range(40)]
-    training, test = split(reviews)
-    assert len(test) == 10 and {*training, *test} == set(reviews)
-    assert split(reviews) == (training, test)
+    parts = split(reviews)
+    assert (len(parts.training), len(parts.validation), len(parts.test)) == (24, 6, 10)
+    assert {*parts.training, *parts.validation, *parts.test} == set(reviews)
+    assert split(reviews) == parts
+    many = split([Review(str(i), True) for i in range(10_000)])
+    assert (len(many.training), len(many.validation), len(many.test)) == (6500, 1000, 2500)

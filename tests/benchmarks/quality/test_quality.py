@@ -29,7 +29,7 @@ def results(tmp_path_factory, decoder_folder, encoder_folder, text_file, reviews
     probe = probability.Setup(models=(str(decoder_folder),), n_windows=2, window=32)
     inputs = load_text(text_file)
     cached(out / "probability", "tiny", {}, lambda: probability.measure(str(decoder_folder), inputs, probe))
-    train = sentiment.Setup(model=str(encoder_folder), seeds=(0, 1), n_train=None)
+    train = sentiment.Setup(model=str(encoder_folder), seeds=(0, 1))
     sentiment.run(out / "sentiment", train, str(reviews_file), quiet)
     return out
 
@@ -91,17 +91,13 @@ def test_probability_error_falls_with_bits(results):
 
 def test_sentiment_summary_by_hand():
     def result(dense: str, pruned: str):
-        return {
-            "base_correct": "0001",
-            "dense_correct": dense,
-            "pruned_correct": pruned,
-            "pruned_without_finetuning_correct": "0000",
-            "settings": {},
-        }
+        part = {"dense": dense, "pruned": pruned, "pruned_without_finetuning": "0001"}
+        return {"test": part, "validation": part | {"dense": "01"}, "settings": {}}
 
     summary = sentiment.summary([result("1100", "1110"), result("1111", "0111")])
     assert summary["dense_accuracy"] == [0.5, 1.0] and summary["pruned_accuracy"] == [0.75, 0.75]
-    assert summary["base_accuracy"] == [0.25, 0.25]
+    assert summary["pruned_without_finetuning_accuracy"] == [0.25, 0.25]
+    assert summary["dense_validation_accuracy"] == [0.5, 0.5]
     assert summary["difference"] == [0.25, -0.25] and summary["mean_difference"] == 0
     half = 12.706 * np.std([0.25, -0.25], ddof=1) / math.sqrt(2)
     assert summary["seed_interval_95"] == pytest.approx([-half, half])

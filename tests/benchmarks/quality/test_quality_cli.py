@@ -22,7 +22,8 @@ def test_train_sentiment(encoder_folder, reviews_file, tmp_path):
     done = sentiment(encoder_folder, reviews_file, tmp_path / "a", *options)
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["n_train"] == 60 and result["n_test"] == 20 and result["test_accuracy"] > 0.8
+    assert (result["n_train"], result["n_validation"], result["n_test"]) == (48, 12, 20)
+    assert result["validation_accuracy"] > 0.8 and result["test_accuracy"] > 0.8
     again = sentiment(encoder_folder, reviews_file, tmp_path / "a", *options)
     assert json.loads(again.stdout) == result
     further = sentiment(encoder_folder, reviews_file, tmp_path / "b", "--start", tmp_path / "a", "--json")
