@@ -223,11 +223,25 @@ BLOCKS: dict[str, Block] = {
             config=lambda chip: _fetch(chip).addresses,
         ),
         Block(
+            name="fetch_crossbar",
+            summary="ports to memory channels and back, atoms in order again",
+            package="hw.fetch",
+            component_name="Crossbar",
+            config=lambda chip: _fetch(chip).crossbar,
+        ),
+        Block(
             name="fetch_converter",
             summary="atoms to rows of 12-bit elements",
             package="hw.fetch",
             component_name="Converter",
             config=lambda chip: _fetch(chip).converter,
+        ),
+        Block(
+            name="fetch_lines",
+            summary="rows of all ports to lines of one head",
+            package="hw.fetch",
+            component_name="Lines",
+            config=lambda chip: _fetch(chip).lines,
         ),
         Block(
             name="fetch",

@@ -73,7 +73,7 @@ class AddressConfig:
     """Width of the number of an atom; 26 bits reach 2 GiB."""
 
     LATENCY_CYCLES = 6
-    """From a request, whose kept list is there, to its first address."""
+    """From a request taken, whose kept list is there, to its first address."""
 
     def __post_init__(self) -> None:
         _power_of_two("n_ports", self.n_ports, 1, 64)
@@ -103,6 +103,10 @@ class CrossbarConfig:
     atom_address_bits: int = 26
     note_bits: int = CUT_BITS
     """Bits that travel beside an atom from request to delivery."""
+
+    LATENCY_CYCLES = 5
+    """From an address taken to its atom on ``o``, uncontended, the memory's latency not counted: address
+    queue, request register, answer register, reorder buffer written, and read."""
 
     def __post_init__(self) -> None:
         _power_of_two("n_ports", self.n_ports, 1, 64)
@@ -163,6 +167,9 @@ class LinesConfig:
     elements_per_beat: int = 16
     """Elements that a port brings per cycle; a line has ``n_ports`` times as many."""
     max_head_dim: int = 128
+
+    LATENCY_CYCLES = 2
+    """From the last part of a line's last row, taken, to the line on ``o``: row register, line register."""
 
     def __post_init__(self) -> None:
         _power_of_two("n_ports", self.n_ports, 1, 64)

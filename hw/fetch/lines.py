@@ -18,7 +18,7 @@ class Lines(wiring.Component):
     row, which refills while the other ports' lines leave.
 
     Throughput: one line a cycle; a port brings a row each D / e cycles, which is M elements a cycle in all.
-    Latency: 2 cycles from the last part of a row.
+    Latency: ``config.LATENCY_CYCLES`` from the last part of a row.
 
     Members
     -------

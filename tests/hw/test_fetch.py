@@ -190,6 +190,29 @@ def test_rtl_matches_golden_and_cycles(component, config, p_stall):
         assert judge(one, run_case(component(config), one)).problems == ()
 
 
+def cycles_between(component, config, one, start, end):
+    """From the last transfer on ``start`` to the first on ``end``."""
+    log = run_case(component(config), one)
+    assert judge(one, log).problems == ()
+    return int(log.cycles[end][0] - log.cycles[start][-1])
+
+
+def test_latencies_are_those_of_the_configuration():
+    """One request alone, part by part and through the whole; memory of one cycle."""
+    config = SMALL.crossbar
+    one_atom = cases(config, seed=1, n_random=0)[0]
+    memory_cycles = MemoryTiming().latency_cycles
+    assert cycles_between(Crossbar, config, one_atom, "i0", "o0") == config.LATENCY_CYCLES + memory_cycles
+    one_row = cases(SMALL, seed=1, n_random=0)[0]
+    request, kept = requests_of(one_row)[0]
+    assert len(kept) == 1
+    further_parts = request.head_dim // SMALL.elements_per_beat - 1
+    assert cycles_between(Fetch, SMALL, one_row, "i_request", "o") == (
+        SMALL.addresses.LATENCY_CYCLES + config.LATENCY_CYCLES + memory_cycles
+        + SMALL.converter.LATENCY_CYCLES + further_parts + SMALL.lines.LATENCY_CYCLES
+    )  # fmt: skip
+
+
 def test_the_memory_is_asked_for_each_wanted_atom_once():
     one = cases(SMALL, seed=3, n_random=0)[1]
     log = run_case(Fetch(SMALL), one.stalled(0.2, seed=4))
