@@ -151,12 +151,13 @@ class Cascade:
         self.n_passes += 1
         n_layers, settings = self.shape.n_layers, self.settings
         self.token_counts = settings.token_counts(n_layers, self.n_tokens)
+        dense_prompt = self.shape.causal and not settings.prune_prompt
+        self.scores_tokens = settings.score_prompt or not (dense_prompt and self.first_pass)
         # Without scores from the prompt the first generated token has nothing to prune by.
-        unscored = self.shape.causal and not settings.prune_prompt
-        self.scores_tokens = not (unscored and self.first_pass)
-        self.prunes_tokens = not (unscored and self.n_passes <= 2)
+        n_dense_passes = 0 if not dense_prompt else 1 if settings.score_prompt else 2
+        self.prunes_tokens = self.n_passes > n_dense_passes
         self.value_counts = settings.value_counts(n_layers, self.n_tokens, self.prunes_tokens)
-        self.prunes_values = settings.value_keep < 1 and not (unscored and self.first_pass)
+        self.prunes_values = settings.value_keep < 1 and not (dense_prompt and self.first_pass)
         self.passes.append([])
         self.pass_keys = self.keys
         self.survivors: Tensor | None = None

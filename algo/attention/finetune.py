@@ -195,10 +195,11 @@ def _check_same(saved: dict, run: dict, folder: Path) -> None:
     run = json.loads(json.dumps(run))
     for part in run:
         for key, value in run[part].items():
-            if saved[part].get(key) != value:
-                raise ValueError(
-                    f"{folder} holds another run: {key} {saved[part].get(key)!r} there, {value!r} here"
-                )
+            there = saved[part].get(key)
+            if key == "settings" and there is not None:  # one that came later had its default
+                there = CascadeSettings().to_dict() | there
+            if there != value:
+                raise ValueError(f"{folder} holds another run: {key} {there!r} there, {value!r} here")
 
 
 # ---- tasks -------------------------------------------------------------------------------------------------

@@ -96,7 +96,10 @@ class CascadeSettings:
     """Progressive: a row whose largest probability is below this fetches the LSBs and is redone once."""
     prune_prompt: bool = True
     """Decoders. False, as in the released traces: the prompt pass neither prunes tokens nor scores them, and
-    so the first generated token still sees every key."""
+    so (unless ``score_prompt``) the first generated token still sees every key."""
+    score_prompt: bool = False
+    """Decoders whose prompt is not pruned: its pass accumulates token importance all the same, so the first
+    generated token can already prune, by what the whole prompt attended to."""
     importance_rescale: float = 1.0
     """Decoders: factor on accumulated token importance after each pass, in (0, 1]. The released traces flag
     such a step without its factor; 0.5 is an exact shift in hardware. 1 is off."""
@@ -108,6 +111,8 @@ class CascadeSettings:
             value = getattr(self, name)
             if not 0 < value <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
+        if self.score_prompt and self.prune_prompt:
+            raise ValueError("score_prompt must be False where prune_prompt is True: such a prompt is scored")
         if not 0 <= self.lsb_threshold <= 1:
             raise ValueError(f"lsb_threshold must be in 0..1, not {self.lsb_threshold}")
         for name in ("q_bits", "k_bits", "v_bits"):

@@ -48,18 +48,21 @@ class Case:
     """Progressive only: redo a row whose largest probability is below."""
     v_bits: int | None = None
     """Width of V where it is not that of K's MSB plane."""
+    score_prompt: bool = False
+    """Whether importance starts with the prompt, so that the first generated token already prunes."""
 
     @property
     def name(self) -> str:
         """File name of the result."""
         at = f"-t{self.threshold:g}" if "+" in self.bits else ""
         v = f"-v{self.v_bits}" if self.v_bits else ""
-        return f"tokens-{self.ratio:g}x-{self.bits}{v}{at}"
+        scored = "-scored" if self.score_prompt else ""
+        return f"tokens-{self.ratio:g}x-{self.bits}{v}{at}{scored}"
 
     @property
     def inputs(self) -> dict[str, Any]:
         """What identifies the case."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: value for key, value in asdict(self).items() if value is not None and value is not False}
 
     def settings(self, n_layers: int) -> CascadeSettings:
         """The case on a model of ``n_layers``."""
@@ -69,7 +72,7 @@ class Case:
         if self.v_bits:
             bits["v_bits"] = self.v_bits
         keep = mean_keep(self.ratio, n_layers, TOKEN_FREE_FRACTION)
-        return CascadeSettings(token_keep=keep, prune_prompt=False, **bits)
+        return CascadeSettings(token_keep=keep, prune_prompt=False, score_prompt=self.score_prompt, **bits)
 
 
 DENSE = Case()
@@ -82,6 +85,7 @@ CASES = [
     # K alone, V at the full 12 bits: what the LSBs of K are worth by themselves.
     *[Case(bits=bits, v_bits=12) for bits in ("4", "6", "8", "6+4")],
     *[Case(bits="4+4", v_bits=12, threshold=t) for t in (0.1, 0.2, 0.4)],
+    *[Case(ratio=ratio, score_prompt=True) for ratio in RATIOS if ratio > 1],
 ]
 
 
@@ -173,6 +177,7 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 "bits": case.bits,
                 "v_bits": None if case.bits == "float" else case.v_bits or parse_bits(case.bits)["v_bits"],
                 "threshold": case.threshold if "+" in case.bits else None,
+                "score_prompt": case.score_prompt,
                 "perplexity": math.exp(losses.mean()),
                 "loss_delta_nats": delta,
                 "loss_delta_half_95_nats": half,

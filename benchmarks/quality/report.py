@@ -32,6 +32,8 @@ CASE_LOOKS = {
     "8": ("static 8", GREEN, "s"),
     "10": ("static 10", PURPLE, "s"),
 }
+PROGRESSIVE = ("float", "6+4", "8+4")
+"""The lines of the first plot."""
 
 
 def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -58,9 +60,13 @@ def _results(saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def plot_perplexity(rows: list[dict[str, Any]], ax: Axes) -> Axes:
     """Perplexity against token pruning, with 95 % intervals of the difference from dense; log scale."""
     dense = next(row["perplexity"] for row in rows if row["bits"] == "float" and row["token_ratio"] == 1)
-    for i, bits in enumerate(("float", "6+4", "8+4")):
-        label, colour, marker = CASE_LOOKS[bits]
-        chosen = [r for r in rows if r["bits"] == bits and _usual(r)]
+    lines = [
+        (*CASE_LOOKS[bits], [r for r in rows if r["bits"] == bits and _usual(r)]) for bits in PROGRESSIVE
+    ]
+    scored = [r for r in rows if r["score_prompt"]]
+    if scored:
+        lines.append(("float32, prompt scored", GREEN, "D", scored))
+    for i, (label, colour, marker, chosen) in enumerate(lines):
         x = np.array([row["token_ratio"] for row in chosen]) + 0.06 * (i - 1)
         delta, half = (np.array([r[f"loss_delta{key}_nats"] for r in chosen]) for key in ("", "_half_95"))
         y = dense * np.exp(delta)
@@ -82,9 +88,10 @@ def plot_perplexity(rows: list[dict[str, Any]], ax: Axes) -> Axes:
 
 
 def _usual(row: dict[str, Any]) -> bool:
-    """At the paper's threshold and with V at the width of K's MSBs."""
+    """At the paper's threshold, with V at the width of K's MSBs and nothing known from the prompt."""
     same_v = row["v_bits"] is None or row["v_bits"] == language.parse_bits(row["bits"])["v_bits"]
-    return same_v and row["threshold"] in (None, language.Case().threshold)
+    at_threshold = row["threshold"] in (None, language.Case().threshold)
+    return same_v and at_threshold and not row["score_prompt"]
 
 
 def plot_threshold(rows: list[dict[str, Any]], ax: Axes) -> Axes:
@@ -353,7 +360,7 @@ def _language_table(rows: list[dict[str, Any]]) -> Table:
         )
         table.add_row(
             f"{row['token_ratio']:g}x",
-            row["bits"] if row["v_bits"] != 12 else f"{row['bits']}, V 12",
+            row["bits"] + (", V 12" if row["v_bits"] == 12 else "") + (", scored" * row["score_prompt"]),
             "" if threshold is None else f"{threshold:g}",
             f"{row['perplexity']:.2f}",
             f"{row['loss_delta_nats']:+.4f} ± {row['loss_delta_half_95_nats']:.4f}",

@@ -27,6 +27,7 @@ SETTINGS = {
         token_schedule=(0.8, 0.6, 0.6, 0.4, 0.2, 0.2), reference_tokens=20, prune_prompt=False,
         importance_rescale=0.5,
     ),
+    "tokens-scored-prompt": CascadeSettings(token_keep=0.5, prune_prompt=False, score_prompt=True),
     "heads": CascadeSettings(head_keep=0.6),
     "heads-explicit": CascadeSettings(head_counts=(4, 4, 3, 2, 2, 1)),
     "values-probability": CascadeSettings(value_keep=0.4),
@@ -165,6 +166,24 @@ def test_kept_tokens_cascade(decoder, ids):
             assert set(later.keys) <= set(earlier.keys)
     for before, after in pairwise(record.passes):
         assert set(after[0].keys[:-1]) <= set(before[0].keys)  # evicted is evicted
+
+
+def test_a_scored_prompt_prunes_from_the_first_token_on(decoder, ids):
+    settings = SETTINGS["tokens-scored-prompt"]
+    session = decoder.start(ids[None], settings, capture="decisions")
+    scored = session.cascade.layer_token_importance[-1][0].clone()
+    assert torch.isclose(scored.sum(), torch.tensor(6 * 4 * N_PROMPT, dtype=torch.float64))  # layers, heads
+    session.feed(torch.tensor([3]))
+    cascade = session.cascade
+    first, second = cascade.kept_tokens[0][0], cascade.kept_tokens[1][0]
+    assert len(first) == N_PROMPT + 1 and len(second) == settings.token_counts(6, N_PROMPT + 1)[1] < len(
+        first
+    )
+    importance = cascade.layer_token_importance[0][0]
+    best = importance[:-1].topk(len(second) - 1).indices.sort().values
+    assert second.tolist() == [*best.tolist(), N_PROMPT]
+    record = cascade.record("tiny", torch.cat([ids, torch.tensor([3])]))
+    assert record.key_counts[0].tolist() == [N_PROMPT] * 6
 
 
 def test_an_evicted_token_leaves_no_trace(decoder, ids):

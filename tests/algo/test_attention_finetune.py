@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Fine-tuning: it learns through pruning and quantisation, and resumes to the same bits."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -228,6 +230,18 @@ def test_folder_of_another_run(tmp_path):
     train(sentiment_task(), TrainConfig(), tmp_path, quiet)
     with pytest.raises(ValueError, match="holds another run: seed 0 there, 1 here"):
         train(sentiment_task(), TrainConfig(seed=1), tmp_path, quiet)
+
+
+def test_a_run_saved_before_a_setting_existed(tmp_path):
+    """Such a run had the setting's default."""
+    train(sentiment_task(), TrainConfig(), tmp_path, quiet)
+    path = tmp_path / "train.json"
+    saved = json.loads(path.read_text())
+    del saved["run"]["task"]["settings"]["score_prompt"]
+    path.write_text(json.dumps(saved))
+    assert train(sentiment_task(), TrainConfig(), tmp_path, quiet) == saved["losses"]
+    with pytest.raises(ValueError, match="holds another run: settings"):
+        train(sentiment_task(OFF), TrainConfig(), tmp_path, quiet)
 
 
 def test_damaged_checkpoint(tmp_path):

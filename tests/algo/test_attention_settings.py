@@ -76,6 +76,7 @@ def test_released_gpt2_medium_counts():
         ({"token_keep": 1.5}, "token_keep must be above 0 and at most 1, not 1.5"),
         ({"head_keep": -1}, "head_keep must be above 0"),
         ({"value_keep": 2}, "value_keep must be above 0"),
+        ({"score_prompt": True}, "score_prompt must be False where prune_prompt is True"),
         ({"importance_rescale": 0}, "importance_rescale must be above 0"),
         ({"k_bits": 5}, "k_bits must be one of 4, 6, 8, 10, 12, not 5"),
         ({"k_bits": 8, "lsb_bits": 3}, "lsb_bits must be 0 or 4, not 3"),

@@ -71,6 +71,15 @@ def test_same_traffic_mixture(results):
     assert language._same_traffic(language.Case(bits="6"), 14.0, files) is None
 
 
+def test_a_scored_prompt_changes_what_is_kept(results):
+    files = report.load_results(results)["language"]
+    scored, unscored = (language.Case(ratio=4.0, score_prompt=s) for s in (True, False))
+    assert scored.name == "tokens-4x-float-scored" and "score_prompt" not in unscored.inputs
+    a, b = (files[case.name]["result"] for case in (scored, unscored))
+    assert a["losses_nats"] != b["losses_nats"]
+    assert a["kept_fraction_by_layer"] == b["kept_fraction_by_layer"]  # as many, but others
+
+
 def test_threshold_raises_the_refetch_rate(results):
     rows = report.summarise(results)["language"]["rows"]
     chosen = [r for r in rows if r["bits"] == "6+4" and r["token_ratio"] == 1 and r["v_bits"] == 6]
@@ -183,7 +192,7 @@ def test_plots_show_every_line(results):
     ]  # fmt: skip
     pruning, threshold, traffic, _ = panels
     assert len(threshold.patches) == len(language.THRESHOLDS)
-    assert [len(line[0].get_xdata()) for line in pruning.containers] == [4, 4, 4]
+    assert [len(line[0].get_xdata()) for line in pruning.containers] == [4, 4, 4, 3]
     points = {line.get_label(): len(line.get_xdata()) for line in traffic.lines}
     assert points["static 4, 6, 8 and mixtures of two"] == 3
     assert points["progressive 4+4, by threshold"] == 3 and points["progressive 6+4, by threshold"] == 1
