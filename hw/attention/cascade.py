@@ -138,7 +138,7 @@ class Cascade(wiring.Component):
         ]
         both = (tokens, heads)
 
-        def command(op: Op) -> None:
+        def command(op) -> None:
             m.d.comb += [side.command.payload.op.eq(op) for side in both]
 
         with m.FSM():

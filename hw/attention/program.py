@@ -35,7 +35,7 @@ class Program:
     heads: Beats
     """For ``i_head``."""
     atoms: np.ndarray
-    """uint32[n_atoms, 8]: the memory from atom 0 on."""
+    """uint32[n_atoms, 8]: the memory from the sentence's first atom on."""
 
 
 def program(
@@ -48,7 +48,7 @@ def program(
     n_heads = len(layers[0].heads)
     n_tokens, head_dim = layers[0].heads[0].q.shape
     config.check_run(n_tokens, n_heads, head_dim, progressive=any(layer.progressive for layer in layers))
-    images: list[np.ndarray] = [np.zeros((first_atom, 8), np.uint32)]
+    images: list[np.ndarray] = []
     layer_rows, head_rows = [], []
     n_atoms = first_atom
     for number, layer in enumerate(layers):

@@ -18,7 +18,7 @@ from hw.stream.rows import dense_beats
 
 from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
 from .golden import AttentionGolden, HeadInput, LayerInput, LayerResult
-from .program import PlaneBits, program
+from .program import PlaneBits, Program, program
 
 MEMORY = MemoryTiming(latency_cycles=20)
 """Of the sentences here."""
@@ -49,11 +49,17 @@ class Options:
     threshold: int = 400
 
 
-def sentence(
-    name: str, shape: Shape, options: Options, config: AttentionConfig, rng: np.random.Generator
-) -> Case:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sentence:
+    """One sentence: what the core is given, and what golden makes of it."""
+
+    layers: Sequence[LayerInput]
+    results: Sequence[LayerResult]
+    bits: PlaneBits
+
+
+def sentence(shape: Shape, options: Options, config: AttentionConfig, rng: np.random.Generator) -> Sentence:
     """Random numbers of full range, so that sums come to their limits; scales at which softmax decides."""
-    bits = PlaneBits(q=options.q_bits, k=options.k_bits, v=options.v_bits)
     golden = AttentionGolden(config, shape.n_tokens, shape.n_heads)
     layers, results = [], []
     for _ in range(shape.n_layers):
@@ -69,7 +75,8 @@ def sentence(
         )
         layers.append(layer)
         results.append(golden.layer(layer))
-    return case(name, layers, results, bits, config)
+    bits = PlaneBits(q=options.q_bits, k=options.k_bits, v=options.v_bits)
+    return Sentence(layers=layers, results=results, bits=bits)
 
 
 def _share(ratio: float, n: int) -> int:
@@ -99,29 +106,39 @@ def _head(shape: Shape, options: Options, rng: np.random.Generator) -> HeadInput
 
 def case(
     name: str,
-    layers: Sequence[LayerInput],
-    results: Sequence[LayerResult],
-    bits: PlaneBits,
+    sentences: Sequence[Sentence],
     config: AttentionConfig,
     *,
     memory: MemoryTiming = MEMORY,
+    jitter_cycles: int = 0,
     max_cycles: int | None = None,
 ) -> Case:
-    """One sentence through the core."""
-    sentence = program(layers, bits, config)
+    """Sentences through the core, one after the other; each in a part of the memory of its own.
+
+    With ``jitter_cycles`` the memory answers after a random time, see :class:`hw.harness.memory.Memory`.
+    """
+    programs: list[Program] = []
+    for one in sentences:
+        before = sum(len(done.atoms) for done in programs)
+        programs.append(program(one.layers, one.bits, config, first_atom=before))
+    results = [result for one in sentences for result in one.results]
     n_rows = sum(len(result.order) for result in results)
+    atoms = np.concatenate([one.atoms for one in programs])
     return Case(
         name=name,
-        inputs={"i_layer": sentence.layers, "i_head": sentence.heads},
+        inputs={
+            "i_layer": np.concatenate([one.layers for one in programs]),
+            "i_head": np.concatenate([one.heads for one in programs]),
+        },
         expected={
             "o": np.concatenate([_outputs(result, config) for result in results]),
             "o_token_importance": _elements([r.token_importance for r in results], config),
             "o_head_importance": _elements([r.head_importance for r in results], config),
             "o_tokens": _ids([r.next_tokens for r in results], config),
             "o_heads": _ids([r.next_heads for r in results], config),
-            "o_summary": _summaries(layers, results, bits, config),
+            "o_summary": np.concatenate([_summaries(one) for one in sentences]),
         },
-        memories=memories(sentence.atoms, config.fetch.crossbar, memory),
+        memories=memories(atoms, config.fetch.crossbar, memory, jitter_cycles),
         max_cycles=max_cycles or 3000 + 400 * n_rows,
     )
 
@@ -150,10 +167,8 @@ def _ids(lists: Sequence[torch.Tensor], config: AttentionConfig) -> Beats:
     return dense_beats([x.numpy() for x in lists], config.lanes, config.id_bits)
 
 
-def _summaries(
-    layers: Sequence[LayerInput], results: Sequence[LayerResult], bits: PlaneBits, config: AttentionConfig
-) -> Beats:
-    rows = [_summary(layer, result, bits) for layer, result in zip(layers, results, strict=True)]
+def _summaries(one: Sentence) -> Beats:
+    rows = [_summary(layer, result, one.bits) for layer, result in zip(one.layers, one.results, strict=True)]
     widths = (TRAFFIC_BITS, TRAFFIC_BITS, COUNT_BITS, COUNT_BITS)
     return pack_fields(list(zip(np.array(rows, dtype=np.int64).T, widths, strict=True)))
 
@@ -181,31 +196,42 @@ def _summary(layer: LayerInput, result: LayerResult, bits: PlaneBits) -> tuple[i
 
 
 def cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
-    """Sentences of random numbers: a few chosen corners, then ``n_random`` of any shape."""
+    """Chosen corners, then ``n_random`` sentences of any shape, some of them with a memory that dawdles."""
     rng = np.random.default_rng(seed)
-    dims = config.qk.head_dims
-    small = dims[0]
-    settings = [
-        ("one token, one head", Shape(1, 1, small, 1), Options()),
-        ("nothing pruned", Shape(5, 2, small, 2), Options()),
-        ("pruned to one", Shape(9, 3, small, 3), Options(token_keep=0.4, head_keep=0.5, value_keep=0.5)),
-        ("every row recomputed", Shape(6, 2, small, 2), Options(k_bits=6, threshold=4095, head_keep=0.5)),
-        ("some rows recomputed", Shape(11, 2, small, 2), Options(k_bits=4, threshold=1200, token_keep=0.7)),
-        ("no row recomputed", Shape(4, 2, small, 1), Options(k_bits=6, threshold=0)),
-        ("narrow planes", Shape(7, 5, small, 1), Options(k_bits=10, v_bits=6, q_bits=10, progressive=False)),
-        ("largest dimension", Shape(5, 2, dims[-1], 2), Options(token_keep=0.8, value_keep=0.7)),
-    ]
+    small, large = config.qk.head_dims[0], config.qk.head_dims[-1]
+    corners = {
+        "one token, one head": (Shape(1, 1, small, 1), Options()),
+        "nothing pruned": (Shape(5, 2, small, 2), Options()),
+        "pruned to one": (Shape(9, 3, small, 3), Options(token_keep=0.4, head_keep=0.5, value_keep=0.5)),
+        "every row recomputed": (Shape(6, 2, small, 2), Options(k_bits=6, threshold=4095, head_keep=0.5)),
+        "some rows recomputed": (Shape(11, 2, small, 2), Options(k_bits=4, threshold=1200, token_keep=0.7)),
+        "no row recomputed": (Shape(4, 2, small, 1), Options(k_bits=6, threshold=0)),
+        "narrow planes": (
+            Shape(7, 5, small, 1),
+            Options(k_bits=10, v_bits=6, q_bits=10, progressive=False),
+        ),
+        "largest dimension": (Shape(5, 2, large, 2), Options(token_keep=0.8, value_keep=0.7)),
+    }
+    made = {name: sentence(*chosen, config, rng) for name, chosen in corners.items()}
+    runs = [case(name, [one], config) for name, one in made.items()]
+    one_after_another = [made[name] for name in ("pruned to one", "some rows recomputed", "narrow planes")]
+    runs.append(case("sentence after sentence", one_after_another, config))
     for number in range(n_random):
-        options = Options(
-            token_keep=float(rng.uniform(0.3, 1)),
-            head_keep=float(rng.uniform(0.3, 1)),
-            value_keep=float(rng.uniform(0.2, 1)),
-            q_bits=int(rng.choice([8, 10, 12])),
-            k_bits=int(rng.choice([4, 6, 8, 10, 12])),
-            v_bits=int(rng.choice([4, 6, 8, 10, 12])),
-            progressive=bool(rng.random() < 0.5),
-            threshold=int(rng.choice([0, 400, 800, 1600, 4095])),
-        )
-        shape = Shape(int(rng.integers(2, 20)), int(rng.integers(1, 5)), int(rng.choice(dims)), 2)
-        settings.append((f"random {number}", shape, options))
-    return [sentence(name, shape, options, config, rng) for name, shape, options in settings]
+        one = sentence(*_any(config, rng), config, rng)
+        runs.append(case(f"random {number}", [one], config, jitter_cycles=30 * (number % 2)))
+    return runs
+
+
+def _any(config: AttentionConfig, rng: np.random.Generator) -> tuple[Shape, Options]:
+    options = Options(
+        token_keep=float(rng.uniform(0.3, 1)),
+        head_keep=float(rng.uniform(0.3, 1)),
+        value_keep=float(rng.uniform(0.2, 1)),
+        q_bits=int(rng.choice([8, 10, 12])),
+        k_bits=int(rng.choice([4, 6, 8, 10, 12])),
+        v_bits=int(rng.choice([4, 6, 8, 10, 12])),
+        progressive=bool(rng.random() < 0.5),
+        threshold=int(rng.choice([0, 400, 800, 1600, 4095])),
+    )
+    n_tokens = int(rng.integers(2, 20))
+    return Shape(n_tokens, int(rng.integers(1, 5)), int(rng.choice(config.qk.head_dims)), 2), options

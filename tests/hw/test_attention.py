@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""The attention core: whole sentences against golden, in three simulators; mutants."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+import hw.attention.rtl
+from algo.attention.encoder import load_encoder
+from algo.attention.settings import CascadeSettings
+from benchmarks.chip_run import ChipRun, run_on_chip
+from hw.attention.config import AttentionConfig, attention_config
+from hw.attention.program import PlaneBits, program, unpack_outputs
+from hw.attention.rtl import Attention
+from hw.attention.vectors import Options, Sentence, Shape, case, cases, sentence
+from hw.config import ChipConfig, preset
+from hw.harness import cosim, verilated
+from hw.harness.amaranth_sim import run_case
+from hw.harness.job import Case, judge
+from hw.registry import BLOCKS
+from hw.topk.config import TopKConfig
+from tests.hw.mutants import mutated
+
+TINY = attention_config(preset("tiny"))
+SMALL = attention_config(
+    ChipConfig(
+        name="small",
+        n_multipliers=32,
+        kv_sram_bytes=1536,
+        n_dram_channels=1,
+        softmax_lanes=2,
+        topk=TopKConfig(lanes=2, n_max=16),
+        n_value_engines=2,
+    )
+)
+SMALL_CYCLES = 1500
+"""Little more than the small run needs: a mutant that waits for ever is caught soon."""
+TEXT = (
+    "The committee praised the young director for a film that is funny, moving and far braver than anything "
+    "else shown at the festival this year."
+)
+PRUNED = {"token_keep": 0.5, "head_keep": 0.8, "value_keep": 0.6, "q_bits": 12}
+MODES = {
+    "8 bits": CascadeSettings(**PRUNED, k_bits=8, v_bits=8),
+    "6+4 bits": CascadeSettings(**PRUNED, k_bits=6, v_bits=6, lsb_bits=4, lsb_threshold=0.3),
+}
+
+
+def small_case() -> Case:
+    """Two sentences that prune tokens, heads and values, and compute some rows again."""
+    options = Options(k_bits=4, token_keep=0.6, head_keep=0.7, value_keep=0.5, threshold=2600)
+    rng = np.random.default_rng(3)
+    first = sentence(Shape(5, 3, 32, 2), options, SMALL, rng)
+    second = sentence(Shape(2, 2, 32, 1), options, SMALL, rng)
+    return case("small", [first, second], SMALL, max_cycles=SMALL_CYCLES)
+
+
+def problems(config: AttentionConfig, runs: list[Case], logs) -> dict[str, tuple[str, ...]]:
+    verdicts = {one.name: judge(one, log) for one, log in zip(runs, logs, strict=True)}
+    return {name: verdict.problems for name, verdict in verdicts.items() if verdict.problems}
+
+
+def minilm(mode: str) -> ChipRun:
+    torch.set_num_threads(1)
+    return run_on_chip(load_encoder("minilm"), TEXT, MODES[mode], TINY)
+
+
+def minilm_case(mode: str, run: ChipRun) -> Case:
+    settings = MODES[mode]
+    one = Sentence(
+        layers=[layer.input for layer in run.layers],
+        results=[layer.result for layer in run.layers],
+        bits=PlaneBits(k=settings.k_bits, v=settings.v_bits),
+    )
+    return case(f"MiniLM, {mode}", [one], TINY)
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, ChipRun]:
+    return {mode: minilm(mode) for mode in MODES}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_sentence_shows_every_technique(runs, mode):
+    """At least 24 tokens; a third of them, a head and values pruned; 5 to 50 % of the rows with LSBs."""
+    results = [layer.result for layer in runs[mode].layers]
+    assert len(results) == 6
+    assert len(results[0].tokens) >= 24
+    assert len(results[-1].tokens) <= len(results[0].tokens) * 2 / 3
+    assert len(results[-1].heads) < 12
+    assert not results[3].kept_values.all()
+    used_lsb = torch.cat([result.used_lsb.flatten() for result in results]).double().mean()
+    assert used_lsb == 0 if mode == "8 bits" else 0.05 <= used_lsb <= 0.5
+
+
+def test_minilm_and_corners_in_verilator(runs):
+    """All six layers of a real sentence, and corners; at full rate and under stalls, through cocotb."""
+    full_rate = [*(minilm_case(mode, run) for mode, run in runs.items()), *cases(TINY, seed=5, n_random=6)]
+    todo = [one.stalled(p, 6) if p else one for one in full_rate for p in (0, 0.4)]
+    assert problems(TINY, todo, cosim.run_cases(BLOCKS["attention"], TINY, todo)) == {}
+
+
+def test_corners_in_icarus():
+    """A second simulator, with rules of its own for what is unknown."""
+    if reason := cosim.missing_simulator("icarus"):
+        pytest.skip(reason)
+    todo = cases(TINY, seed=1, n_random=0)[:3]
+    assert problems(TINY, todo, cosim.run_cases(BLOCKS["attention"], TINY, todo, "icarus")) == {}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["tiny", "edge", "paper_eighth"])
+def test_random_sentences(name):
+    config = attention_config(preset(name))
+    full_rate = cases(config, seed=11, n_random=200)
+    todo = [one.stalled(p, 12) if p else one for one in full_rate for p in (0, 0.3, 0.7)]
+    assert problems(config, todo, verilated.run_cases(BLOCKS["attention"], config, todo)) == {}
+
+
+def test_small_core_in_amaranth():
+    """Also that this run shows what the mutants below break."""
+    one = small_case()
+    log = run_case(Attention(SMALL), one)
+    assert judge(one, log).problems == ()
+    rows = unpack_outputs(log.beats["o"], SMALL)
+    assert 3 <= rows.used_lsb.sum() <= len(rows.used_lsb) - 3
+    assert len(rows.heads) == 5 * 3 + 3 * 2 + 2 * 2
+
+
+MUTANTS = {
+    "LSB scores from the MSB plane": ("rows", "Mux(is_lsb, self.n_lines, 0)", "0"),
+    "head not flushed before the next": ("rows", "self.progressive & is_last", "0"),
+    "rows named as they are reported": ("rows", "finished.row.eq(tag.row)", "finished.row.eq(n_before)"),
+    "head over one row too early": ("rows", "n_before == self.n - 1", "n_before == self.n - 2"),
+    "LSB plane of the other half": ("loader", "order.plane.eq(Mux(half,", "order.plane.eq(Mux(~half,"),
+    "LSB lines over the keys": ("loader", "order.append.eq(1)", "order.append.eq(0)"),
+    "last chunk of queries lost": ("loader", "n_after <= cfg.lanes", "n_after <= 2 * cfg.lanes"),
+    "query read before it came": ("query_ring", "~self.is_new | (self.row != n_present)", "1"),
+    "tokens and heads swap their counts": (
+        "cascade", "Mux(of_tokens, layer.n_tokens_next, layer.n_heads_next)",
+        "Mux(of_tokens, layer.n_heads_next, layer.n_tokens_next)",
+    ),
+    "every head's magnitude to the first": ("cascade", "payload.line.eq(head)", "payload.line.eq(0)"),
+    "old importance in a new sentence": ("cascade", "command(Op.CLEAR)", "command(Op.ADD)"),
+    "one token too many in the last line": ("lists", "left < self.lanes, left,", "0, left,"),
+    "next engine after a line, not a row": ("values", "self.i.payload.last", "Value.cast(1)"),
+    "counters go on into the next layer": ("rtl", "m.If(cascade.ended)", "m.If(0)"),
+}  # fmt: skip
+COMPONENTS = {
+    "rows": ("RowSource", "QueryIssue", "Reports"),
+    "loader": ("Loader",),
+    "query_ring": ("QueryRing",),
+    "values": ("ValueSelect",),
+    "cascade": ("Cascade",),
+    "lists": ("KeptList",),
+}
+"""What a module gives to its user; ``rtl`` is the core itself."""
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    module, old, new = MUTANTS[name]
+    broken = mutated(f"hw.attention.{module}", old, new)
+    user = importlib.import_module("hw.attention.cascade") if module == "lists" else hw.attention.rtl
+    for component in COMPONENTS.get(module, ()):
+        monkeypatch.setattr(user, component, getattr(broken, component))
+    core = broken.Attention if module == "rtl" else Attention
+    one = small_case()
+    assert judge(one, run_case(core(SMALL), one)).problems
+
+
+@pytest.mark.parametrize(
+    ("shape", "progressive", "message"),
+    [
+        ((0, 2, 32), False, r"n_tokens must be in 1..1024, not 0"),
+        ((5, 65, 32), False, r"n_heads must be in 1..64, not 65"),
+        ((5, 2, 128), False, r"head_dim must be one of \(32, 64\), not 128"),
+        ((129, 2, 32), False, r"n_tokens must be at most 128 at head_dim 32.* their keys fit"),
+        ((65, 2, 32), True, r"n_tokens must be at most 64 at head_dim 32.* both planes"),
+    ],
+)
+def test_sentence_that_does_not_fit_is_refused(shape, progressive, message):
+    with pytest.raises(ValueError, match=message):
+        TINY.check_run(*shape, progressive=progressive)
+
+
+def test_planes_beyond_the_memory_are_refused():
+    one = sentence(Shape(4, 1, 32, 1), Options(), TINY, np.random.default_rng(1))
+    with pytest.raises(ValueError, match=r"planes must fit in 67108864 atoms, not \d+"):
+        program(one.layers, one.bits, TINY, first_atom=(1 << 26) - 3)
