@@ -41,8 +41,8 @@ class Crossbar(wiring.Component):
     reorder buffer delivers slot after slot.
 
     Throughput: one atom per channel and cycle, and per port and cycle. An uncontended atom takes
-    ``config.LATENCY_CYCLES`` plus the memory's latency from ``i`` to ``o``. Answers always find room; ``i_response{c}`` is held up only
-    while another channel answers the same port.
+    ``config.LATENCY_CYCLES`` plus the memory's latency from ``i`` to ``o``. Answers always find room;
+    ``i_response{c}`` is held up only while another channel answers the same port.
 
     Members
     -------
