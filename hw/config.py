@@ -69,7 +69,7 @@ PRESETS: dict[str, ChipConfig] = {
     for chip in (
         ChipConfig(name="paper"),
         ChipConfig(name="paper_eighth", n_multipliers=64, kv_sram_bytes=24_576, n_dram_channels=2),
-        ChipConfig(name="plus", select_engine="radix", n_value_engines=4, confidence_window=4),
+        ChipConfig(name="plus", select_engine="radix", n_value_engines=2, confidence_window=4),
         ChipConfig(
             name="edge",
             clock_hz=1e8,

@@ -18,6 +18,8 @@ RING_CHUNKS = 4
 """Query rows are fetched by chunks of one line of the kept list; so many chunks have a place on the chip."""
 ROW_QUEUE = 8
 """Finished rows that may wait for the value selection, for the second array, and for their output."""
+HEADS_AHEAD = 3
+"""Heads that may wait in front of each loader, and of the source of rows."""
 TRAFFIC_BITS = 40
 """Width of a layer's byte counters."""
 COUNT_BITS = 32

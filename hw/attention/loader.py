@@ -13,12 +13,9 @@ from hw.stream.config import FifoConfig
 from hw.stream.fork import connect, fork
 from hw.stream.rtl import Fifo
 
-from .config import AttentionConfig
+from .config import HEADS_AHEAD, AttentionConfig
 from .lists import read_layout
 from .shapes import numbered_head_layout, plane_layout
-
-HEADS_AHEAD = 2
-"""Heads that each of the loaders may know of before it needs them."""
 
 
 class Target(enum.Enum, shape=2):  # type: ignore[call-arg]

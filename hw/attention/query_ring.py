@@ -94,7 +94,8 @@ class QueryRing(wiring.Component):
             with m.Switch(self.dim):
                 for code, head_dim in enumerate(cfg.qk.head_dims):
                     with m.Case(code):
-                        m.d.sync += line.eq(line >> head_dim * cfg.qk.element_bits)
+                        # A slice, not a shift, of whose every bit an output could depend on every input.
+                        m.d.sync += line.eq(line[head_dim * cfg.qk.element_bits :])
         count = self.i.payload.count
         n_rows = Signal.like(n_left)
         with m.Switch(self.dim):

@@ -15,11 +15,9 @@ from hw.stream.config import FifoConfig
 from hw.stream.fork import connect, fork
 from hw.stream.rtl import Fifo
 
-from .config import HEAD_BITS, ROW_QUEUE, AttentionConfig
+from .config import HEAD_BITS, HEADS_AHEAD, ROW_QUEUE, AttentionConfig
 from .query_ring import QueryRing
 from .shapes import numbered_head_layout, tag_layout
-
-HEADS_AHEAD = 2
 
 
 class RowSource(wiring.Component):
