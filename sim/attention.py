@@ -202,7 +202,7 @@ class _Model:
         def shared(bits: int) -> np.ndarray:
             return shared_row_atoms(bits, dim, self.n_heads) / self.n_heads
 
-        lone = lone_row_atoms(work.value_bits, dim)
+        lone = lone_row_atoms(work.value_bits, dim, self.n_heads)
         self.n_value_rows = np.where(self.fetches_selected, self.n_values, self.n_keys)
         self.query_atoms = self.n_queries * shared(work.query_bits)
         self.key_atoms = self.n_keys * shared(work.key_bits)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
 """HBM2 as one server: a read costs a fixed latency and its bytes at the achievable bandwidth.
 
-Traffic is counted in 32-byte atoms, the smallest read of a pseudo-channel, beside the bytes asked for.
+Traffic is counted in 32-byte atoms, the smallest read of a pseudo-channel, beside the bytes asked for: a
+burst of a 64-bit pseudo-channel is 4 beats of 8 bytes (JESD235; Ramulator2 preset HBM2_2000Mbps).
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
-ATOM_BYTES = 32
-"""Burst of a 64-bit pseudo-channel: 4 beats of 8 bytes (JESD235; Ramulator2 preset HBM2_2000Mbps)."""
+from hw.fetch.config import ATOM_BYTES, HEAD_DIMS, PLANE_BITS
+from hw.fetch.layout import Plane
 
 ROW_BYTES = 1024
 """Page of a pseudo-channel (Ramulator2 preset HBM2_2000Mbps: 32 columns of 32 bytes)."""
@@ -26,18 +29,50 @@ def row_bytes(bits: int, head_dim: int) -> float:
 
 
 def shared_row_atoms(bits: int, head_dim: int, n_heads: np.ndarray) -> np.ndarray:
-    """Atoms of one token's rows over ``n_heads`` heads that read the same tokens.
+    """Atoms of one token's rows over ``n_heads`` heads that read the same tokens; int64, as ``n_heads``.
 
-    Two heads share a record, so that a row that does not fill whole atoms (6 or 10 bits) wastes nothing;
-    an odd head pays for its own atoms.
+    Counted in the layout of :mod:`hw.fetch.layout`, the heads side by side: up to four share a record, so
+    that rows that do not fill whole atoms waste nothing in a whole group. A plane of 0 bits has none.
+    ValueError as :func:`_plane`.
     """
-    pair = -(-2 * bits * head_dim // (8 * ATOM_BYTES))
-    return n_heads // 2 * pair + n_heads % 2 * lone_row_atoms(bits, head_dim)
+    return _of_each(n_heads, lambda n: _plane(bits, head_dim, n).n_atoms if bits else 0, np.int64)
 
 
-def lone_row_atoms(bits: int, head_dim: int) -> int:
-    """Atoms of one row that is read alone (a value row that one head kept)."""
-    return -(-bits * head_dim // (8 * ATOM_BYTES))
+def lone_row_atoms(bits: int, head_dim: int, n_heads: np.ndarray) -> np.ndarray:
+    """Atoms of one row that is read alone (a value row that one head kept): float64, mean over the heads.
+
+    Where several heads share a record, a row may straddle one atom more than its size needs. ``bits`` is at
+    least 1; ValueError as :func:`_plane`.
+    """
+
+    def mean_atoms(n: int) -> float:
+        plane = _plane(bits, head_dim, n)
+        return float(np.mean([plane.request(head, 1).n_atoms for head in range(n)]))
+
+    return _of_each(n_heads, mean_atoms, np.float64)
+
+
+def _plane(bits: int, head_dim: int, n_heads: int) -> Plane:
+    """One token's rows; a width or a dimension that the layout does not have is filled up to the next one.
+
+    Raises ValueError where bits are above 12 or head_dim is above 128.
+    """
+    for name, value, allowed in (("bits", bits, PLANE_BITS), ("head_dim", head_dim, HEAD_DIMS)):
+        if value > allowed[-1]:
+            raise ValueError(f"{name} must be at most {allowed[-1]} in memory, not {value}")
+    return Plane(
+        base_atom=0,
+        n_heads=n_heads,
+        n_tokens=1,
+        head_dim=min(dim for dim in HEAD_DIMS if dim >= head_dim),
+        bits=min(width for width in PLANE_BITS if width >= bits),
+    )
+
+
+def _of_each(n_heads: np.ndarray, count: Callable[[int], float], dtype: type) -> np.ndarray:
+    """``count`` of each element, evaluated once for each value."""
+    values, where = np.unique(n_heads, return_inverse=True)
+    return np.array([count(int(n)) for n in values], dtype=dtype)[where].reshape(np.shape(n_heads))
 
 
 def rows_activated(plane_bytes: np.ndarray, keep: np.ndarray) -> np.ndarray:
