@@ -112,6 +112,8 @@ class AddressModel:
         self.counter_stamps: list[int] = []
         self.position, self.turn = 0, 0
         self.cursors: list[deque[Atom]] = [deque() for _ in range(config.n_ports)]
+        self.kept_offered, self.kept_taken = True, False
+        """Whether the next beat of the kept list stands on ``i_kept``, and whether the last step took it."""
 
     def step(self, cycle: int, room: Sequence[bool]) -> list[Atom | None]:
         """Atom that each port gives where it has ``room``."""
@@ -150,7 +152,8 @@ class AddressModel:
         self.beats[1] = None
 
     def _take_kept(self) -> None:
-        if self.plans[2] is None or self.beats[0] is not None:
+        self.kept_taken = self.kept_offered and self.plans[2] is not None and self.beats[0] is None
+        if not self.kept_taken or self.plans[2] is None:
             return
         request, kept = self.plans[2]
         tokens = kept[self.position : self.position + self.config.kept_lanes]
@@ -300,16 +303,17 @@ class LinesModel:
         self.config = config
         self.rows: list[RowPart | None] = [None] * config.n_ports
         self.first = 0
-        self.leaving = False
+        self.leaving: tuple[int, bool] | None = None
+        """Rows of the line on the output, and whether it is the request's last."""
         self.stamps: list[int] = []
 
-    def step(self, cycle: int) -> list[bool]:
-        """A complete line leaves; which ports are then ready for a part."""
-        if self.leaving:
+    def step(self, cycle: int, taken: bool = True) -> list[bool]:
+        """A complete line leaves, if it is ``taken``; which ports are then ready for a part."""
+        if self.leaving is not None and taken:
             self.stamps.append(cycle)
-        self.leaving = False
+            self.leaving = None
         leader = self.rows[self.first]
-        if leader is not None:
+        if leader is not None and self.leaving is None:
             self._gather(leader)
         return [row is None for row in self.rows]
 
@@ -326,7 +330,7 @@ class LinesModel:
         ends = self.rows[ports[-1]].cut.last  # type: ignore[union-attr]
         for port in ports:
             self.rows[port] = None
-        self.leaving = True
+        self.leaving = len(ports), ends
         self.first = 0 if ends else (self.first + n_rows) % self.config.n_ports
 
     def put(self, port: int, part: RowPart | None) -> None:
