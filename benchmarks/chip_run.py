@@ -6,7 +6,6 @@ In each layer the host quantises Q, K and V; :class:`hw.attention.golden.Attenti
 RTL, computes the attention and decides which tokens and heads the next layer has.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +17,10 @@ from algo.attention.quantise import quantise, scale_of
 from algo.attention.record import AttentionRecord, LayerRecord, ModelShape
 from algo.attention.settings import CascadeSettings
 from hw.attention.config import AttentionConfig
-from hw.attention.golden import AttentionGolden, HeadInput, LayerInput, LayerResult
-from hw.confidence.config import LSB_BITS
-from hw.pv.config import PROBABILITY_BITS, SHIFTS
-from hw.softmax.config import row_scale
+from hw.attention.golden import AttentionGolden, LayerResult
+from hw.attention.layers import LayerInput
+from hw.pv.config import PROBABILITY_BITS
+from sim.driver.layers import LayerBuilder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,22 +67,15 @@ class ChipAttention:
         self, config: AttentionConfig, settings: CascadeSettings, shape: ModelShape, n_tokens: int
     ) -> None:
         """ValueError where the chip cannot run these settings, this model or this many tokens."""
-        self._bits = _bits(settings)
-        if shape.causal or shape.n_kv_heads != shape.n_heads:
-            raise ValueError(f"the model must be an encoder with a K and V for each head, not {shape}")
-        config.check_run(n_tokens, shape.n_heads, shape.head_dim, progressive=settings.progressive)
+        self._builder = LayerBuilder(config, settings, shape, n_tokens)
+        bits = self._builder.bits
+        self._bits = (bits.q, bits.k + settings.lsb_bits, bits.v)
+        """Of Q, K with its LSB plane, V."""
         self.config, self.settings, self.shape = config, settings, shape
         self.golden = AttentionGolden(config, n_tokens, shape.n_heads)
         self.rows = self.golden.tokens
         """int64[n], positions of the rows in the layer at hand."""
         self.layers: list[ChipLayer] = []
-        self._token_counts = settings.token_counts(shape.n_layers, n_tokens)
-        self._value_counts = settings.value_counts(shape.n_layers, n_tokens)
-        self._head_counts = settings.heads_per_layer(shape.n_layers, shape.n_heads)
-        self._n_rows = 0
-        """Rows of one head, over the layers so far."""
-        self._n_head_rows = 0
-        """Rows of all heads."""
 
     # ---- called by the model adapter ----------------------------------------------------------------------
 
@@ -119,7 +111,10 @@ class ChipAttention:
         ]
         steps = [scale.double().expand(1, len(ints[0]), 1, 1).flatten() for scale in scales]  # float64[H]
         score_steps = (scaling * steps[0] * steps[1]).tolist()
-        given = self._layer_input(layer, ints, score_steps)
+        planes = [self._by_position(x) for x in ints]
+        given = self._builder.next(
+            list(zip(*planes, strict=True)), score_steps, len(self.rows), len(self.golden.heads)
+        )
         result = self.golden.layer(given)
         self.layers.append(
             ChipLayer(
@@ -135,33 +130,6 @@ class ChipAttention:
         return out
 
     # ---- the parts of attend ------------------------------------------------------------------------------
-
-    def _layer_input(self, layer: int, ints: list[Tensor], steps: list[float]) -> LayerInput:
-        s, last = self.settings, layer + 1 == self.shape.n_layers
-        n, h = len(self.rows), len(self.golden.heads)
-        self._n_rows += n
-        self._n_head_rows += h * n
-        q, k, v = (self._by_position(x) for x in ints)
-        return LayerInput(
-            heads=[
-                HeadInput(
-                    q=q[head],
-                    k=k[head],
-                    v=v[head],
-                    msb_scale=row_scale(step * (1 << s.lsb_bits)),
-                    lsb_scale=row_scale(step),
-                )
-                for head, step in enumerate(steps)
-            ],
-            progressive=s.progressive,
-            threshold=threshold_units(s.lsb_threshold),
-            n_values=self._value_counts[layer] if s.value_keep < 1 else n,
-            out_shift=output_shift(self._bits[2]),
-            n_tokens_next=n if last else self._token_counts[layer + 1],
-            n_heads_next=h if last else self._head_counts[layer + 1],
-            token_shift=self.config.token_importance.safe_shift(self._n_head_rows),
-            head_shift=self.config.head_importance.safe_shift(self._n_rows),
-        )
 
     def _by_position(self, x: Tensor) -> Tensor:
         """int64[H, n, D] to [H, N, D]; zeros for tokens no longer there, as nothing reads them."""
@@ -218,31 +186,3 @@ def run_on_chip(
             passes=(tuple(layer.record for layer in chip.layers),),
         ),
     )
-
-
-def output_shift(v_bits: int) -> int:
-    """The smallest right shift of p V at which no output of V of ``v_bits`` leaves o's 12 bits; at least 8.
-
-    |o| <= 2^(12 - v_bits) (2^(v_bits - 1) - 1) < 2^11 for probabilities that sum to 1.
-    """
-    return max(SHIFTS[0], v_bits)
-
-
-def threshold_units(threshold: float) -> int:
-    """The confidence threshold 0..1 in units of 2^-12, 0..4,095.
-
-    Rounded up: for a whole number p of units, p / 4096 < threshold means p < ceil(4096 threshold).
-    """
-    return min(math.ceil(threshold * (1 << PROBABILITY_BITS)), (1 << PROBABILITY_BITS) - 1)
-
-
-def _bits(settings: CascadeSettings) -> tuple[int, int, int]:
-    """Widths of Q, of K with its LSB plane, and of V; ValueError where the chip cannot run these settings."""
-    s = settings
-    if s.q_bits is None or s.k_bits is None or s.v_bits is None:
-        raise ValueError("q_bits, k_bits and v_bits must be given to run on the chip, which has no float")
-    if s.lsb_bits not in (0, LSB_BITS):
-        raise ValueError(f"lsb_bits must be 0 or {LSB_BITS}, not {s.lsb_bits}")
-    if s.value_semantics != "probability":
-        raise ValueError(f"value_semantics must be probability on the chip, not {s.value_semantics!r}")
-    return s.q_bits, s.k_bits + s.lsb_bits, s.v_bits

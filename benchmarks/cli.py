@@ -190,17 +190,34 @@ def run(
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
     changes: Changes = None,
     rtl: Annotated[
-        bool, typer.Option("--rtl", help="Select tokens and heads in the simulated Verilog.")
+        bool,
+        typer.Option(
+            "--rtl",
+            help="Also in simulated Verilog: the attention core for an encoder with --bits (tiny builds "
+            "its simulator in a minute, paper takes long), else the top-k engine.",
+        ),
     ] = False,
     record: Annotated[Path | None, typer.Option(help="Folder for the record of the pruned run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Run a real model whose cascade the top-k engine decides, beside the full one. Exit 1 on a mismatch."""
+    """Run a real model whose cascade the chip decides, beside the full one. Exit 1 on a mismatch.
+
+    An encoder with --bits has its whole attention computed by the chip; else the model is in float and the
+    top-k engine selects.
+    """
     with user_input():
         from algo.attention.encoder import Encoder
         from algo.attention.settings import CascadeSettings, parse_bits
         from benchmarks.console import print_run
-        from benchmarks.pruned_run import check_length, load_model, read_text, run_decoder, run_encoder
+        from benchmarks.pruned_run import (
+            check_length,
+            check_on_core,
+            load_model,
+            read_text,
+            run_decoder,
+            run_encoder,
+            run_encoder_on_core,
+        )
         from hw.config import chip_of
 
         chip = chip_of(preset, changes or ())
@@ -213,7 +230,11 @@ def run(
         n_new = 0 if isinstance(loaded, Encoder) else generate
         ids = loaded.token_ids(words) if isinstance(loaded, Encoder) else loaded.token_ids(words, n_new)
         check_length(len(ids) + n_new, chip.topk)
-    if isinstance(loaded, Encoder):
+        if bits and isinstance(loaded, Encoder):
+            check_on_core(loaded, len(ids), settings, chip)
+    if bits and isinstance(loaded, Encoder):
+        result, recorded = run_encoder_on_core(loaded, ids, settings, chip, rtl=rtl)
+    elif isinstance(loaded, Encoder):
         result, recorded = run_encoder(loaded, ids, settings, chip, rtl=rtl)
     else:
         result, recorded = run_decoder(loaded, ids, n_new, settings, chip, rtl=rtl)

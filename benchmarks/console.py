@@ -202,6 +202,18 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
             f"attention on chip '{result.chip}' (simulated), {name}: {result.run.total_cycles:,.0f} cycles, "
             f"{result.latency_s * 1e6:.2f} us, {result.total_energy_pj * 1e-6:.2f} uJ"
         )
-    print(f"top-k engine: {run.n_selections} selections, {run.engine_cycles} cycles in all ({run.engine})")
+    if run.core:
+        core = run.core
+        print(
+            f"attention core '{core.preset}': {core.cycles:,} cycles ({core.origin}), the first array alone "
+            f"{core.first_array_cycles:,}"
+        )
+        lsb = core.n_rows_with_lsb / core.n_rows
+        print(f"  {core.n_rows:,} rows, {core.n_rows_with_lsb:,} of them with LSBs ({lsb * 100:.1f} %)")
+        print(f"  Q, K, V: {core.ideal_bytes:,} bytes wanted, {core.moved_bytes:,} moved in 32-byte atoms")
+    else:
+        print(
+            f"top-k engine: {run.n_selections} selections, {run.engine_cycles} cycles in all ({run.engine})"
+        )
     for mismatch in run.mismatches:
         print(f"mismatch: {mismatch}")

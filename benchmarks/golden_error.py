@@ -26,7 +26,7 @@ from algo.attention.encoder import Encoder, load_encoder
 from algo.attention.files import write_atomically
 from algo.attention.replay import replay
 from algo.attention.settings import CascadeSettings
-from benchmarks.chip_run import ChipLayer, ChipRun, output_shift, run_on_chip
+from benchmarks.chip_run import ChipLayer, ChipRun, run_on_chip
 from benchmarks.plots import BLUE, VERMILION, style
 from benchmarks.quality.progress import progress_bar
 from benchmarks.quality.text import load_text
@@ -34,6 +34,7 @@ from hw.attention.config import AttentionConfig, attention_config
 from hw.confidence.config import LSB_BITS
 from hw.config import preset
 from hw.pv.config import PROBABILITY_BITS
+from sim.driver.layers import output_shift
 
 SEED = 11
 LENGTHS = (16, 32, 64, 128, 256)

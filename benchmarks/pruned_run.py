@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""A real text through a real model, its cascade decided by the top-k engine, for ``quartet run``."""
+"""A real text through a real model, its cascade decided by the chip, for ``quartet run``.
+
+An encoder with bits given has its whole attention computed by the attention core. Without bits, and in
+decoders, the model is in float and the top-k engine selects.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +19,20 @@ from algo.attention.encoder import Encoder, load_encoder
 from algo.attention.models import FAMILIES, model_type, weights_folder
 from algo.attention.record import AttentionRecord
 from algo.attention.settings import CascadeSettings
+from benchmarks.chip_run import run_on_chip
 from benchmarks.savings import Savings, savings
 from benchmarks.selection import Selection, run_request
+from hw.attention.config import AttentionConfig, attention_config
+from hw.attention.golden import LayerResult
+from hw.attention.program import unpack_summary
+from hw.attention.vectors import Sentence, case
 from hw.config import ChipConfig
+from hw.harness import verilated
+from hw.harness.job import judge
+from hw.qk.cycles import row_cycles
+from hw.registry import BLOCKS
 from hw.topk.config import TopKConfig
+from sim.driver.layers import LayerBuilder, plane_bits
 from sim.result import SimResult, simulate
 from sim.workload import recorded, unpruned
 
@@ -60,6 +74,25 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CoreRun:
+    """The pass on the attention core: golden model, and simulated Verilog where asked for."""
+
+    preset: str
+    n_rows: int
+    n_rows_with_lsb: int
+    ideal_bytes: int
+    """Of Q, K, V and LSBs wanted."""
+    moved_bytes: int
+    """Of the atoms that hold them."""
+    cycles: int
+    """First descriptor in to last summary out, memory of 20 cycles."""
+    first_array_cycles: int
+    """What the first array alone needs: the bound of this pass."""
+    origin: str
+    """Of the cycles: the cycle model, or the simulated Verilog."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrunedRun:
     """A text's pruned run beside its full one."""
 
@@ -81,6 +114,8 @@ class PrunedRun:
     """Sum over the selections."""
     engine: str
     mismatches: tuple[str, ...]
+    core: CoreRun | None = None
+    """Where the whole attention was the chip's; then the selections are the core's own."""
 
     @property
     def mean_token_keep(self) -> float:
@@ -124,6 +159,69 @@ def run_encoder(
         model, ids, pruned.record, chip, engine, {}, {"cosine similarity of embeddings": similarity}
     )
     return run, pruned.record
+
+
+def check_on_core(
+    model: Encoder, n_tokens: int, settings: CascadeSettings, chip: ChipConfig
+) -> AttentionConfig:
+    """The core; ValueError where it cannot run this text with these settings."""
+    config = attention_config(chip)
+    LayerBuilder(config, settings, model.shape, n_tokens)
+    return config
+
+
+def run_encoder_on_core(
+    model: Encoder, ids: torch.Tensor, settings: CascadeSettings, chip: ChipConfig, *, rtl: bool
+) -> tuple[PrunedRun, AttentionRecord]:
+    """Token ids int64[n] with the chip's attention, bit for bit; with ``rtl`` also in its Verilog.
+
+    Then every output, list, importance score, LSB decision, counter and cycle is compared with the models.
+    """
+    config = check_on_core(model, len(ids), settings, chip)
+    full, in_float = model.run(ids), model.run(ids, settings)
+    on_chip = run_on_chip(model, ids, settings, config)
+    sentence = Sentence(
+        layers=[layer.input for layer in on_chip.layers],
+        results=[layer.result for layer in on_chip.layers],
+        bits=plane_bits(settings),
+    )
+    one = case("text", [sentence], config)
+    cycles, origin = int(one.expected_cycles["o_summary"][-1]), "cycle model"
+    mismatches: tuple[str, ...] = ()
+    if rtl:
+        verdict = judge(one, verilated.run_cases(BLOCKS["attention"], config, [one])[0])
+        cycles, origin, mismatches = verdict.n_cycles, "measured in simulated Verilog", verdict.problems
+    summaries = unpack_summary(one.expected["o_summary"])
+    core = CoreRun(
+        preset=chip.name,
+        n_rows=sum(summary["n_rows"] for summary in summaries),
+        n_rows_with_lsb=sum(summary["n_recomputed"] for summary in summaries),
+        ideal_bytes=sum(summary["ideal_bytes"] for summary in summaries),
+        moved_bytes=sum(summary["moved_bytes"] for summary in summaries),
+        cycles=cycles,
+        first_array_cycles=sum(
+            _first_array_cycles(layer.result, model.shape.head_dim, config) for layer in on_chip.layers
+        ),
+        origin=origin,
+    )
+    quality = {
+        "cosine similarity of embeddings, chip and full": _cosine(on_chip.embedding, full.embedding),
+        "chip and float, pruned alike": _cosine(on_chip.embedding, in_float.embedding),
+        "float, pruned alike, and full": _cosine(in_float.embedding, full.embedding),
+    }
+    engine = TopKEngine(chip.topk, rtl=rtl)
+    run = _assemble(model, ids, on_chip.record, chip, engine, {}, quality)
+    return replace(run, core=core, mismatches=mismatches), on_chip.record
+
+
+def _first_array_cycles(result: LayerResult, head_dim: int, config: AttentionConfig) -> int:
+    """Rows, and those computed again, each over all keys."""
+    n_rows = result.used_lsb.numel() + int(result.used_lsb.sum())
+    return n_rows * int(row_cycles(len(result.tokens), head_dim, config.qk))
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.cosine_similarity(a, b, dim=0))
 
 
 def run_decoder(
@@ -187,10 +285,11 @@ def _assemble(
 def _layers(record: AttentionRecord, selections: Sequence[Selection]) -> tuple[LayerRow, ...]:
     """Rows of the last pass. In an encoder's single pass each layer that lost tokens had one selection."""
     left = iter(selections)
+    by_engine = bool(selections)
     rows: list[LayerRow] = []
     for number, layer in enumerate(record.passes[-1]):
         cycles = None
-        if len(record.passes) == 1 and rows and layer.n_keys < len(rows[-1].positions):
+        if by_engine and len(record.passes) == 1 and rows and layer.n_keys < len(rows[-1].positions):
             request = (len(rows[-1].positions), layer.n_keys)
             cycles = next(s.first_to_last_cycles for s in left if (s.n, len(s.indices)) == request)
         rows.append(

@@ -17,7 +17,7 @@ Symbols: N tokens of the sentence, H heads of the model, D head dimension; n and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -33,48 +33,7 @@ from hw.softmax.config import PROBABILITY_BITS
 from hw.softmax.golden import softmax
 
 from .config import AttentionConfig
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HeadInput:
-    """One head of one layer, all N tokens by position; rows of pruned tokens are ignored."""
-
-    q: Tensor
-    """int64[N, D], 12 bits signed at most (``qk.element_bits``)."""
-    k: Tensor
-    """int64[N, D]; progressive: 16 msb + lsb with 0 <= lsb < 16, else the MSB plane itself; the MSB plane has
-    12 bits signed at most."""
-    v: Tensor
-    """int64[N, D], 12 bits signed at most (``pv.element_bits``)."""
-    msb_scale: tuple[int, int]
-    """Multiplier and shift (:func:`hw.softmax.config.row_scale`) of the value of one unit of an MSB score:
-    q's step times k's step / sqrt(D), 16 times that when progressive."""
-    lsb_scale: tuple[int, int]
-    """Likewise for 16 msb + lsb; unused when static."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LayerInput:
-    """One layer: what its heads read, and how many tokens, heads and values are kept."""
-
-    heads: Sequence[HeadInput]
-    """All H heads, by number; pruned ones are ignored."""
-    progressive: bool
-    """K has an LSB plane, on which a row that is not confident falls back."""
-    threshold: int
-    """0..4,095, unit 2^-12: a row whose largest probability is below it is computed again with the LSBs."""
-    n_values: int
-    """Local value pruning: values kept for each row, at least 1; more than the keys means all."""
-    out_shift: int
-    """Right shift of p V, 8..15; 12 gives o the unit of V, s that of V times 2^(s - 12)."""
-    n_tokens_next: int
-    """Tokens kept for the next layer, at least 1; as many as are present, or more: all stay."""
-    n_heads_next: int
-    """Heads likewise."""
-    token_shift: int = 0
-    """Right shift of the tokens' importance on its way to the selection (:meth:`Importance.elements`)."""
-    head_shift: int = 0
-    """That of the heads'."""
+from .layers import HeadInput, LayerInput
 
 
 class FinishedRow(NamedTuple):
@@ -151,6 +110,7 @@ class AttentionGolden:
             A tensor of a wrong dtype or shape, a value outside the range that its field states, one layer
             more than the importance accumulators are built for.
         """
+        layer = replace(layer, heads=[_in_torch(head) for head in layer.heads])
         self._check(layer)
         heads = [layer.heads[head] for head in self.heads.tolist()]
         q, k, v = (_stack(heads, name, self.tokens) for name in ("q", "k", "v"))
@@ -232,6 +192,11 @@ def largest_of_rows(probabilities: Tensor, k: int) -> Tensor:
     different = probabilities * n + torch.arange(n - 1, -1, -1)
     kept = different.topk(min(k, n), dim=-1).indices
     return torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, kept, True)
+
+
+def _in_torch(head: HeadInput) -> HeadInput:
+    """The same numbers, as tensors."""
+    return replace(head, q=torch.as_tensor(head.q), k=torch.as_tensor(head.k), v=torch.as_tensor(head.v))
 
 
 def _stack(heads: Sequence[HeadInput], name: str, tokens: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from hw.harness.job import Beats, pack_fields, unpack_fields
 from hw.kv_buffer.config import HEAD_DIMS
 from hw.pv.config import SHIFTS
 
-from .config import HEAD_BITS, AttentionConfig
-from .golden import LayerInput
+from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
+from .layers import LayerInput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,3 +165,34 @@ def unpack_outputs(beats: Beats, config: AttentionConfig) -> Outputs:
     return Outputs(
         heads=heads[:, 0], rows=rows[:, 0], used_lsb=used_lsb[:, 0] == 1, data=(data ^ sign) - sign
     )
+
+
+def unpack_ids(beats: Beats, config: AttentionConfig) -> list[np.ndarray]:
+    """Lists of ``o_tokens`` or ``o_heads``, one a layer."""
+    return _lists(beats, config.lanes, config.id_bits)
+
+
+def unpack_elements(beats: Beats, config: AttentionConfig) -> list[np.ndarray]:
+    """Lists of ``o_token_importance`` or ``o_head_importance``, one a layer."""
+    return _lists(beats, config.lanes, config.token_importance.element_bits)
+
+
+def _lists(beats: Beats, lanes: int, element_bits: int) -> list[np.ndarray]:
+    """Packed beats as lists that end with ``last``."""
+    data, count, last = unpack_fields(beats, [(lanes, element_bits), (1, lanes.bit_length()), (1, 1)])
+    held = data[np.arange(lanes) < count]
+    ends = np.cumsum(count[:, 0])[last[:, 0] == 1]
+    return np.split(held, ends[:-1])
+
+
+def unpack_summary(beats: Beats) -> list[dict[str, int]]:
+    """Counters of ``o_summary``, one dictionary a layer."""
+    widths = {
+        "ideal_bytes": TRAFFIC_BITS,
+        "moved_bytes": TRAFFIC_BITS,
+        "n_rows": COUNT_BITS,
+        "n_recomputed": COUNT_BITS,
+    }
+    columns = unpack_fields(beats, [(1, bits) for bits in widths.values()])
+    rows = np.concatenate(columns, axis=1).tolist()
+    return [dict(zip(widths, row, strict=True)) for row in rows]

@@ -17,8 +17,11 @@ from hw.softmax.config import row_scale
 from hw.stream.rows import dense_beats
 
 from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
-from .golden import AttentionGolden, HeadInput, LayerInput, LayerResult
+from .cycles import LayerTrace, replay
+from .golden import AttentionGolden, LayerResult
+from .layers import HeadInput, LayerInput
 from .program import PlaneBits, Program, program
+from .trace import traces
 
 MEMORY = MemoryTiming(latency_cycles=20)
 """Of the sentences here."""
@@ -118,9 +121,11 @@ def case(
     With ``jitter_cycles`` the memory answers after a random time, see :class:`hw.harness.memory.Memory`.
     """
     programs: list[Program] = []
+    timed: list[LayerTrace] = []
     for one in sentences:
         before = sum(len(done.atoms) for done in programs)
         programs.append(program(one.layers, one.bits, config, first_atom=before))
+        timed += traces(one.layers, one.results, one.bits, first_atom=before)
     results = [result for one in sentences for result in one.results]
     n_rows = sum(len(result.order) for result in results)
     atoms = np.concatenate([one.atoms for one in programs])
@@ -138,6 +143,7 @@ def case(
             "o_heads": _ids([r.next_heads for r in results], config),
             "o_summary": np.concatenate([_summaries(one) for one in sentences]),
         },
+        expected_cycles={} if jitter_cycles else replay(timed, config, memory).by_stream,
         memories=memories(atoms, config.fetch.crossbar, memory, jitter_cycles),
         max_cycles=max_cycles or 3000 + 400 * n_rows,
     )

@@ -14,9 +14,10 @@ from algo.attention.encoder import Encoder, load_encoder
 from algo.attention.record import AttentionRecord
 from algo.attention.replay import replay
 from algo.attention.settings import CascadeSettings
-from benchmarks.chip_run import ChipAttention, ChipRun, run_on_chip, threshold_units
+from benchmarks.chip_run import ChipAttention, ChipRun, run_on_chip
 from hw.attention.config import attention_config
 from hw.config import preset
+from sim.driver.layers import threshold_units
 from sim.workload import recorded
 
 CORE = attention_config(preset("tiny"))

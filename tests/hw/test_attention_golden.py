@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.attention.config import attention_config
-from hw.attention.golden import AttentionGolden, HeadInput, LayerInput, largest_of_rows
+from hw.attention.golden import AttentionGolden, largest_of_rows
+from hw.attention.layers import HeadInput, LayerInput
 from hw.confidence.golden import Check, ScoreRow, confident_softmax
 from hw.config import preset
 from hw.importance.config import MAX_LAYERS
