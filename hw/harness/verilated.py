@@ -20,6 +20,12 @@ _FLAGS = (
     "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "fast", "--x-initial", "fast",
     "--noassert", "-Wno-fatal", "--top-module",
 )  # fmt: skip
+_RUNTIME = ("verilated", "verilated_threads")
+_RUNTIME_FLAGS = (
+    "-O1",
+    "-DVERILATOR=1",
+    *(f"-DVM_{part}=0" for part in ("COVERAGE", "SC", "TIMING", "TRACE")),
+)
 
 
 def run_cases(block: Block, config: Any, cases: Sequence[Case]) -> list[Log]:
@@ -46,16 +52,35 @@ def build(block: Block, config: Any) -> Path:
         (folder / "top.v").write_text(emitted.text)
         (folder / "ports.h").write_text(header)
         flags = [*_FLAGS, block.name, "--prefix", "Vtop", "--Mdir", "obj", "-CFLAGS", f"-I{folder}"]
-        command = ["verilator", *flags, "-o", "harness", "top.v", str(_MAIN)]
-        run_tool(command, folder, verilator_environment())
+        command = ["verilator", *flags, "-o", "harness", "top.v", str(_MAIN), *map(str, _runtime())]
+        environment = verilator_environment()
+        environment["MAKEFLAGS"] += " VM_GLOBAL_FAST="  # linked from the cache instead
+        run_tool(command, folder, environment)
         (folder / "obj" / "harness").rename(folder / "harness")
         for path in sorted((folder / "obj").iterdir()):
             path.unlink()
         (folder / "obj").rmdir()
 
-    made_from = (emitted.text, header, _MAIN.read_text(), version("verilator"), *_FLAGS, OPTIMISATION)
+    made_from = (
+        emitted.text, header, _MAIN.read_text(), version("verilator"), *_FLAGS, *_RUNTIME_FLAGS, OPTIMISATION
+    )  # fmt: skip
     key = f"{block.name}-{digest(*made_from)}"
     return cached("harness", key, make) / "harness"
+
+
+def _runtime() -> list[Path]:
+    """Verilator's own C++, compiled once for all harnesses: it takes longer than a small block."""
+
+    def make(folder: Path) -> None:
+        environment = verilator_environment()
+        include = Path(environment["VERILATOR_ROOT"], "include")
+        paths = (f"-I{include}", f"-I{include / 'vltstd'}")
+        for name in _RUNTIME:
+            source, target = str(include / f"{name}.cpp"), f"{name}.o"
+            run_tool(["c++", *_RUNTIME_FLAGS, *paths, "-c", source, "-o", target], folder, environment)
+
+    folder = cached("verilated", digest(version("verilator"), *_RUNTIME, *_RUNTIME_FLAGS), make)
+    return [folder / f"{name}.o" for name in _RUNTIME]
 
 
 def _ports_header(ports: Sequence[StreamPort]) -> str:
