@@ -30,12 +30,14 @@ setup: .venv/.complete
 	@touch $@
 
 demo: setup
-	@echo "== 1. Verilog of the top-k engine and the zero eliminator, as published (16 lanes)"
+	@echo "== 1. Verilog of the top-k engine as published (16 lanes), and of a small attention core"
 	@$(QUARTET) rtl topk zero_eliminator --preset paper
+	@$(QUARTET) rtl attention --preset tiny
 	@echo "== 2. The emitted Verilog against the golden models"
 	@$(QUARTET) cosim topk zero_eliminator --preset tiny
-	@echo "== 3. A sentence loses its unimportant words; the simulated Verilog decides which"
-	@$(QUARTET) run minilm --text "$(TEXT)" --keep 0.5 --rtl
+	@echo "== 3. A sentence through all layers of a real model, its attention computed by the simulated Verilog"
+	@$(QUARTET) run minilm --text "$(TEXT)" --keep 0.5 --heads 0.8 --values 0.6 --bits 6+4 --threshold 0.3 \
+		--preset tiny --rtl
 	@echo "== 4. The paper's 30 benchmarks"
 	@$(QUARTET) bench
 	@echo "== 5. The report"

@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -14,6 +15,7 @@ from algo.attention.settings import CascadeSettings
 from benchmarks.cli import app
 from benchmarks.pruned_run import PrunedRun, TopKEngine, run_decoder, run_encoder
 from hw.config import preset
+from hw.harness.job import Log
 from hw.topk.config import TopKConfig
 
 TEXT = "The movie was a truly wonderful surprise from start to finish"
@@ -162,3 +164,56 @@ def test_a_text_longer_than_the_engine_is_refused():
     )
     assert result.exit_code == 2
     assert "text must have at most 16 tokens for this top-k engine, not 24" in result.stderr
+
+
+ON_CORE = ("run", "minilm", "--text", TEXT, "--keep", "0.5", "--heads", "0.8", "--values", "0.6",
+           "--bits", "6+4", "--threshold", "0.3", "--preset", "tiny")  # fmt: skip
+
+
+def test_encoder_with_bits_runs_on_the_attention_core():
+    result = quartet(*ON_CORE, "--json")
+    assert result.exit_code == 0
+    run = json.loads(result.stdout)
+    core = run["core"]
+    assert run["layers"][-1]["n_heads"] < 12 and len(run["layers"][-1]["positions"]) < 7
+    assert 0 < core["n_rows_with_lsb"] < core["n_rows"]
+    assert 0 < core["ideal_bytes"] < core["moved_bytes"]
+    assert core["first_array_cycles"] < core["cycles"] and core["origin"] == "cycle model"
+    assert run["quality"]["chip and float, pruned alike"] > 0.9
+    assert run["n_selections"] == 0 and run["mismatches"] == []
+
+
+def simulated(flip: int):
+    """What a simulator would show of a case, one bit of the first output wrong if ``flip``."""
+
+    def run_cases(block, config, cases):
+        logs = []
+        for one in cases:
+            beats = {port: want.copy() for port, want in one.expected.items()}
+            beats["o"][0, 0] ^= flip
+            cycles = {**one.expected_cycles, "i_layer": np.array([1])}
+            logs.append(Log(beats=beats, cycles=cycles, n_cycles=one.max_cycles))
+        return logs
+
+    return run_cases
+
+
+@pytest.mark.parametrize(("flip", "exit_code"), [(0, 0), (1 << 20, 1)])
+def test_mismatch_in_the_core_fails_the_run(flip, exit_code, monkeypatch):
+    monkeypatch.setattr("benchmarks.pruned_run.verilated.run_cases", simulated(flip))
+    result = quartet(*ON_CORE, "--rtl")
+    assert result.exit_code == exit_code
+    assert "cycles (measured in simulated Verilog)" in result.stdout
+    assert ("mismatch: o beat 0: 0x" in result.stdout) == bool(flip)
+
+
+@pytest.mark.full
+def test_encoder_on_the_simulated_core():
+    result = quartet(*ON_CORE, "--rtl")
+    assert result.exit_code == 0 and "mismatch" not in result.stdout
+
+
+def test_a_text_that_does_not_fit_the_core_is_refused():
+    result = quartet("run", "minilm", "--text", " ".join([TEXT] * 6), "--bits", "6+4", "--preset", "tiny")
+    assert result.exit_code == 2
+    assert "n_tokens must be at most 64 at head_dim 32, so that both planes of their keys" in result.stderr
