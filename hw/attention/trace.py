@@ -7,7 +7,8 @@ from hw.confidence.config import LSB_BITS
 from hw.fetch.layout import Plane
 
 from .cycles import LayerTrace
-from .golden import LayerInput, LayerResult
+from .golden import LayerResult
+from .layers import LayerInput
 from .program import PlaneBits
 
 

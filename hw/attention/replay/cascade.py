@@ -38,13 +38,15 @@ class KeptList:
         self.n, self.n_written, self.filled = 0, 0, 0
         self.filling = False
         self.active, self.is_chunk, self.line = False, False, 0
+        self.n_read = 0
+        """Length of the list when its reading began."""
         self.out: Beat | None = None
 
     def step(self, fill: int | None, kept: Beat | None, read: int | None) -> bool:
         """One cycle after ``out`` was taken. ``fill`` and ``kept`` only where they are taken; ``read`` is a
         line, or -1 for the whole list. Whether the read was taken."""
         flow = self.out is None
-        left = self.n - self.line * self.lanes
+        left = self.n_read - self.line * self.lanes
         ends = self.is_chunk or left <= self.lanes
         moves = self.active and flow
         ready = not self.active or (moves and ends)
@@ -55,6 +57,7 @@ class KeptList:
         if ready:
             self.active, self.is_chunk = read is not None, read is not None and read >= 0
             self.line = read if read is not None and read > 0 else 0
+            self.n_read = self.n
         self._write(fill, kept)
         return ready and read is not None
 

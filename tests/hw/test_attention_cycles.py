@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""The attention core's cycle model against its RTL: every beat of every output, none early, none late."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hw.attention import cycles as attention_cycles
+from hw.attention.config import AttentionConfig, attention_config
+from hw.attention.cycles import LayerTrace, replay
+from hw.attention.replay import sentence as replayed
+from hw.attention.rtl import Attention
+from hw.attention.trace import traces
+from hw.attention.vectors import MEMORY, Options, Shape, case, cases, sentence
+from hw.config import ChipConfig, preset
+from hw.fetch.cycles import MemoryTiming
+from hw.harness import verilated
+from hw.harness.amaranth_sim import run_case
+from hw.harness.job import Case, judge
+from hw.registry import BLOCKS
+from hw.topk.config import TopKConfig
+
+
+def chip(name: str, **changes) -> AttentionConfig:
+    return attention_config(ChipConfig(name=name, **changes))
+
+
+TINY = attention_config(preset("tiny"))
+QUICK = chip(
+    "quick",
+    n_multipliers=32,
+    kv_sram_bytes=1536,
+    n_dram_channels=1,
+    softmax_lanes=2,
+    topk=TopKConfig(lanes=2, n_max=16),
+    n_value_engines=2,
+)
+SPLIT = chip(
+    "split",
+    n_multipliers=64,
+    kv_sram_bytes=12_288,
+    n_dram_channels=2,
+    softmax_lanes=1,
+    topk=TopKConfig(lanes=8, n_max=32),
+    select_engine="radix",
+    n_value_engines=3,
+    confidence_window=4,
+)
+"""Scores, tokens and heads each come in wider beats than they go on in; radix engines."""
+PLAIN = chip(
+    "plain",
+    n_multipliers=32,
+    kv_sram_bytes=6144,
+    n_dram_channels=1,
+    softmax_lanes=4,
+    topk=TopKConfig(lanes=4, n_max=32),
+    confidence_window=1,
+)
+"""One value engine, rows settled one by one."""
+
+
+def one_layer(**changes) -> list[LayerTrace]:
+    """Four tokens, one head."""
+    rng = np.random.default_rng(1)
+    one = sentence(Shape(4, 1, 32, 1), Options(**changes), TINY, rng)
+    return traces(one.layers, one.results, one.bits)
+
+
+def small_case(memory: MemoryTiming) -> Case:
+    options = Options(k_bits=4, token_keep=0.6, head_keep=0.7, value_keep=0.5, threshold=1500)
+    one = sentence(Shape(7, 3, 32, 2), options, QUICK, np.random.default_rng(3))
+    return case("small", [one], QUICK, memory=memory)
+
+
+@pytest.mark.parametrize("memory", [MEMORY, MemoryTiming(latency_cycles=1, interval_cycles=3)])
+def test_every_beat_is_on_time_in_amaranth(memory):
+    """Tokens, heads and values pruned, some rows computed again; also with a slow channel."""
+    one = small_case(memory)
+    assert set(one.expected_cycles) == set(one.expected)
+    log = run_case(Attention(QUICK), one)
+    for port, cycles in one.expected_cycles.items():
+        np.testing.assert_array_equal(log.since_first_input(port), cycles, err_msg=port)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("config", [TINY, SPLIT, PLAIN], ids=["tiny", "split", "plain"])
+def test_every_beat_is_on_time(config):
+    timed = [one for one in cases(config, seed=21, n_random=60) if one.expected_cycles]
+    assert len(timed) >= 30
+    logs = verilated.run_cases(BLOCKS["attention"], config, timed)
+    late = {one.name: judge(one, log).problems for one, log in zip(timed, logs, strict=True)}
+    assert {name: problems for name, problems in late.items() if problems} == {}
+
+
+def test_a_slower_memory_delays_every_output():
+    """So that a wrong latency would show in every stream."""
+    fast, slow = (replay(one_layer(), TINY, MemoryTiming(latency_cycles=n)).by_stream for n in (20, 21))
+    for name, cycles in fast.items():
+        assert (slow[name] > cycles).all()
+
+
+def test_rows_computed_again_cost_cycles():
+    first, again = (replay(one_layer(threshold=t), TINY, MEMORY).n_cycles for t in (0, 4095))
+    assert again > first + 4
+
+
+def test_layers_add_up():
+    one = sentence(Shape(5, 2, 32, 3), Options(token_keep=0.7), TINY, np.random.default_rng(2))
+    timing = replay(traces(one.layers, one.results, one.bits), TINY, MEMORY)
+    assert timing.layer_cycles.shape == (3,)
+    assert timing.layer_cycles.sum() == timing.n_cycles == max(map(max, timing.by_stream.values()))
+    assert (timing.layer_cycles > 100).all()
+
+
+def test_kept_sets_are_those_of_golden():
+    """The model finds them itself, from what decides; equal ones by their place."""
+    options = Options(token_keep=0.5, head_keep=0.5, value_keep=0.4)
+    one = sentence(Shape(9, 4, 32, 2), options, TINY, np.random.default_rng(4))
+    of_layers = traces(one.layers, one.results, one.bits)
+    layers = replayed.layers_of(of_layers, TINY)
+    for trace, layer, result in zip(of_layers, layers, one.results, strict=True):
+        np.testing.assert_array_equal(trace.kept_values(), result.kept_values.numpy())
+        np.testing.assert_array_equal(result.tokens[layer.kept_tokens], result.next_tokens)
+        np.testing.assert_array_equal(result.heads[layer.kept_heads], result.next_heads)
+
+
+def test_no_sentence_is_refused():
+    with pytest.raises(ValueError, match="traces must hold at least one layer, and the first must begin"):
+        replay([], TINY, MEMORY)
+
+
+def test_a_core_that_stands_still_is_an_error(monkeypatch):
+    monkeypatch.setattr(attention_cycles, "MAX_QUIET_CYCLES", 1000)
+    with pytest.raises(RuntimeError, match="nothing left the core for 1000 cycles up to cycle 1001"):
+        replay(one_layer(), TINY, MemoryTiming(latency_cycles=2000))
+
+
+def test_imports_neither_torch_nor_amaranth():
+    """What `quartet bench` imports must be light."""
+    code = "import sys, hw.attention.cycles; sys.exit(bool({'torch', 'amaranth'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
