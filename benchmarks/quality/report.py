@@ -164,30 +164,45 @@ def plot_probability(result: dict[str, Any], label: str, ax: Axes) -> Axes:
 
 
 def plot_sentiment(result: dict[str, Any], ax: Axes) -> Axes:
-    """Test accuracy of each seed, dense and pruned, before and after fine-tuning."""
+    """Test accuracy of each seed: dense, dense with as many epochs as pruned, pruned before and after."""
     kinds = [
-        ("dense", "dense_accuracy", GREY),
+        ("dense\n(start, teacher)", "dense_accuracy", GREY),
+        ("dense,\nas many epochs", "longer_accuracy", GREEN),
         ("pruned,\nnot fine-tuned", "pruned_without_finetuning_accuracy", ORANGE),
         ("pruned,\nfine-tuned", "pruned_accuracy", BLUE),
     ]
+    kinds = [kind for kind in kinds if kind[1] in result]
     for x, (_, key, colour) in enumerate(kinds):
         values = 100 * np.array(result[key])
         ax.bar(x, values.mean(), 0.6, color=colour, alpha=0.35, edgecolor=colour)
-        ax.plot(
-            np.full(len(values), x) + np.linspace(-0.12, 0.12, len(values)), values, "o", color=colour, ms=5
-        )
+        spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
+        ax.plot(x + spread, values, "o", color=colour, ms=5)
         ax.annotate(
             f"{values.mean():.1f} %", (x, values.max()), (0, 7), textcoords="offset points", ha="center"
         )
-    low, high = (100 * value for value in result["sentence_interval_95"])
     ax.set_xticks(range(len(kinds)), [label for label, _, _ in kinds])
     ax.set_ylabel("test accuracy, %")
     ax.set_ylim(0, 100)
-    ax.set_title(
-        f"MiniLM, movie-review sentiment: fine-tuned - dense\n"
-        f"{100 * result['mean_difference']:+.2f} points (95 % over sentences {low:+.2f} to {high:+.2f})"
-    )
+    differences = [
+        f"- {label}: {100 * d['mean_difference']:+.2f} points ({_seeds(d)}; 95 % over sentences {_range(d)})"
+        for label, d in (
+            ("dense", result["against_dense"]),
+            ("dense, as many epochs", result["against_longer"]),
+        )
+        if d
+    ]
+    ax.set_title("MiniLM, movie-review sentiment: pruned, fine-tuned\n" + "\n".join(differences), fontsize=10)
     return ax
+
+
+def _seeds(difference: dict[str, Any]) -> str:
+    n = difference["n_seeds"]
+    return f"{n} seed{'s' * (n > 1)}"
+
+
+def _range(difference: dict[str, Any], key: str = "sentence_interval_95") -> str:
+    low, high = (100 * value for value in difference[key])
+    return f"{low:+.2f} to {high:+.2f}"
 
 
 def _figure(width: float, height: float, n: int = 1) -> tuple[Figure, Any]:
@@ -216,7 +231,7 @@ def probability_figure(results: dict[str, dict[str, Any]]) -> Figure:
 
 def sentiment_figure(result: dict[str, Any]) -> Figure:
     """One panel."""
-    figure, ax = _figure(5.6, 4.2)
+    figure, ax = _figure(6.6, 4.6)
     plot_sentiment(result, ax)
     return figure
 
@@ -254,10 +269,9 @@ def summarise(folder: Path) -> dict[str, Any]:
     if "sentiment" in saved:
         files = saved["sentiment"]
         inputs = {name: file["inputs"] for name, file in files.items()}
-        results = list(_results(files).values())
-        summary["sentiment"] = {
-            "inputs": inputs, "settings": results[0]["settings"], **sentiment.summary(results)
-        }  # fmt: skip
+        results = _results(files)
+        settings = next(result["settings"] for result in results.values() if "settings" in result)
+        summary["sentiment"] = {"inputs": inputs, "settings": settings, **sentiment.summary(results)}
     return summary
 
 
@@ -317,9 +331,21 @@ def _probability_rows(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _sentiment_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    kinds = ("dense", "pruned_without_finetuning", "pruned")
-    keys = [*[f"{kind}{part}_accuracy" for part in ("_validation", "") for kind in kinds], "difference"]
-    return [{"seed_index": i, **{key: result[key][i] for key in keys}} for i in range(result["n_seeds"])]
+    kinds = ("dense", "longer", "pruned_without_finetuning", "pruned")
+    table = []
+    for i, seed in enumerate(result["seeds"]):
+        row: dict[str, Any] = {"seed": seed}
+        for part in ("_validation", ""):
+            for kind in kinds:
+                index = i if kind != "longer" else _index(result["seeds_of_longer"], seed)
+                key = f"{kind}{part}_accuracy"
+                row[key] = "" if index is None else result[key][index]
+        table.append(row)
+    return table
+
+
+def _index(values: list[int], value: int) -> int | None:
+    return values.index(value) if value in values else None
 
 
 # ---- terminal ----------------------------------------------------------------------------------------------
@@ -373,10 +399,16 @@ def _language_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _print_sentiment(result: dict[str, Any], console: Console) -> None:
-    for label, key in (("dense", "dense_accuracy"), ("pruned", "pruned_accuracy")):
-        accuracies = ", ".join(f"{100 * value:.2f}" for value in result[key])
-        console.print(f"sentiment accuracy {label}, %, by seed: {accuracies}")
-    console.print(f"pruned - dense: {100 * result['mean_difference']:+.2f} points, 95 % interval")
-    for what, key in (("seeds", "seed_interval_95"), ("test sentences", "sentence_interval_95")):
-        low, high = (100 * value for value in result[key])
-        console.print(f"  over {what}: {low:+.2f} to {high:+.2f}")
+    for kind in ("dense", "longer", "pruned"):
+        if f"{kind}_accuracy" in result:
+            accuracies = ", ".join(f"{100 * value:.2f}" for value in result[f"{kind}_accuracy"])
+            console.print(f"sentiment accuracy {kind}, %, by seed: {accuracies}")
+    for kind in ("dense", "longer"):
+        difference = result[f"against_{kind}"]
+        if difference is None:
+            continue
+        mean = 100 * difference["mean_difference"]
+        console.print(f"pruned - {kind}: {mean:+.2f} points ({_seeds(difference)}), 95 % interval")
+        for what, key in (("seeds", "seed_interval_95"), ("test sentences", "sentence_interval_95")):
+            if difference[key]:
+                console.print(f"  over {what}: {_range(difference, key)}")

@@ -2,9 +2,10 @@
 """Accuracy of an encoder on movie-review sentiment: pruned and quantised, fine-tuned, against dense.
 
 The paper's protocol: fine-tune dense, prune, fine-tune again. For each seed three runs in a row: ``base``
-and ``dense`` (the same again), then ``pruned`` from there with the dense model as its teacher. All are tested
-on the same sentences: differences are paired. The recipes were chosen on the validation part, seed 0
-(docs/attention.md).
+and ``dense`` (the same again), then ``pruned`` from there with the dense model as its teacher. What dense
+training gains from as many epochs at the same learning rate is ``longer``, also from ``dense``: the fair
+opponent of ``pruned``. All are tested on the same sentences: differences are paired. The recipes were chosen
+on the validation part, seed 0 (docs/attention.md).
 """
 
 import hashlib
@@ -75,6 +76,18 @@ class Setup:
             v_bits=self.bits,
         )
 
+    def dense_config(self, seed: int) -> TrainConfig:
+        """Of the base run and the dense one."""
+        return TrainConfig(
+            epochs=self.dense_epochs, learning_rate=self.dense_learning_rate, seed=seed, device=self.device
+        )
+
+    def pruned_config(self, seed: int) -> TrainConfig:
+        """Of the pruned run, and of the longer dense one."""
+        return TrainConfig(
+            epochs=self.pruned_epochs, learning_rate=self.pruned_learning_rate, seed=seed, device=self.device
+        )
+
 
 def run(folder: Path, setup: Setup, data: str | None, progress: Progress) -> None:
     """Train and test every seed that is not there yet; interrupted trainings resume."""
@@ -84,17 +97,17 @@ def run(folder: Path, setup: Setup, data: str | None, progress: Progress) -> Non
     mark = hashlib.sha256("\n".join(review.text for review in reviews).encode()).hexdigest()
     sizes = {f"n_{part}": len(getattr(parts, part)) for part in ("training", "validation", "test")}
     inputs = asdict(setup) | {"data_sha256": mark} | sizes
-    for seed in setup.seeds:
-        name = f"seed-{seed}"
-        shared = {key: value for key, value in inputs.items() if key not in ("seeds", "n_train")}
-        compute = partial(run_seed, folder / name, setup, seed, parts, progress)
-        cached(folder, name, shared | {"seed": seed}, compute)
+    shared = {key: value for key, value in inputs.items() if key not in ("seeds", "n_train")}
+    for name, compute in (("seed", run_seed), ("longer", run_longer)):
+        for seed in setup.seeds:
+            task = partial(compute, folder / f"seed-{seed}", setup, seed, parts, progress)
+            cached(folder, f"{name}-{seed}", shared | {"seed": seed}, task)
 
 
 def run_seed(folder: Path, setup: Setup, seed: int, parts: Split, progress: Progress) -> dict[str, Any]:
     """The trainings of one seed, and which sentences each model gets right."""
-    train_dense(folder / "base", None, setup, seed, parts, progress)
-    dense = train_dense(folder / "dense", folder / "base", setup, seed, parts, progress)
+    train_dense(folder / "base", None, setup.dense_config(seed), setup, parts, progress)
+    dense = train_dense(folder / "dense", folder / "base", setup.dense_config(seed), setup, parts, progress)
     pruned = train_pruned(folder / "pruned", folder / "dense", setup, seed, parts, progress)
     result: dict[str, Any] = {"settings": pruned.settings.to_dict()}
     for part, reviews in (("validation", parts.validation), ("test", parts.test)):
@@ -107,18 +120,26 @@ def run_seed(folder: Path, setup: Setup, seed: int, parts: Split, progress: Prog
     return result
 
 
+def run_longer(folder: Path, setup: Setup, seed: int, parts: Split, progress: Progress) -> dict[str, Any]:
+    """The dense model, trained further with the pruned run's epochs and learning rate."""
+    config = setup.pruned_config(seed)
+    longer = train_dense(folder / "longer", folder / "dense", config, setup, parts, progress)
+    return {
+        "validation": {"longer": tested(longer, parts.validation, OFF)},
+        "test": {"longer": tested(longer, parts.test, OFF)},
+    }
+
+
 def train_dense(
-    folder: Path, start: Path | None, setup: Setup, seed: int, parts: Split, progress: Progress
+    folder: Path, start: Path | None, config: TrainConfig, setup: Setup, parts: Split, progress: Progress
 ) -> SentimentTask:
     """From the packaged weights, or from the finished run in the folder ``start``."""
     source = SOURCE + (f", from {_digest(start)}" if start else "")
     task = SentimentTask(load_encoder(setup.model), parts.training, OFF, source)
     if start:
         restore_weights(task.module, start)
-    config = TrainConfig(
-        epochs=setup.dense_epochs, learning_rate=setup.dense_learning_rate, seed=seed, device=setup.device
-    )
-    train(task, config, folder, lambda i, n, loss: progress(f"seed {seed} {folder.name}", i, n))
+    what = f"seed {config.seed} {folder.name}"
+    train(task, config, folder, lambda i, n, loss: progress(what, i, n))
     return task
 
 
@@ -136,10 +157,7 @@ def train_pruned(
     settings = setup.settings(encoder.shape.n_layers)
     task = SentimentTask(encoder, parts.training, settings, source, teacher, setup.distillation)
     task.head.load_state_dict(taught.head.state_dict())
-    config = TrainConfig(
-        epochs=setup.pruned_epochs, learning_rate=setup.pruned_learning_rate, seed=seed, device=setup.device
-    )
-    train(task, config, folder, lambda i, n, loss: progress(f"seed {seed} pruned", i, n))
+    train(task, setup.pruned_config(seed), folder, lambda i, n, loss: progress(f"seed {seed} pruned", i, n))
     return task
 
 
@@ -173,28 +191,49 @@ def _right(results: list[dict[str, Any]], part: str, name: str) -> NDArray[np.fl
     return np.array([[float(digit) for digit in result[part][name]] for result in results])
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracies and the paired difference pruned - dense on the test part, from the results of the seeds.
+def _accuracies(results: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, list[float]]:
+    return {
+        f"{name}{suffix}_accuracy": _right(results, part, name).mean(1).tolist()
+        for part, suffix in (("test", ""), ("validation", "_validation"))
+        for name in names
+    }
 
-    Two 95 % intervals: Student t over the seeds' mean differences (would other seeds agree?), and a bootstrap
-    over the test sentences, each averaged over seeds (would other sentences?).
-    """
-    dense, pruned = (_right(results, "test", name) for name in ("dense", "pruned"))
+
+def _difference(pruned: NDArray[np.float64], dense: NDArray[np.float64]) -> dict[str, Any]:
     per_seed = (pruned - dense).mean(1)
     mean, half = mean_and_half_interval(per_seed)
-    accuracies = {
-        f"{name}{'' if part == 'test' else '_validation'}_accuracy": _right(results, part, name)
-        .mean(1)
-        .tolist()
-        for part in ("test", "validation")
-        for name in ("dense", "pruned_without_finetuning", "pruned")
-    }
     return {
-        "n_test": dense.shape[1],
         "n_seeds": len(per_seed),
-        **accuracies,
         "difference": per_seed.tolist(),
         "mean_difference": mean,
-        "seed_interval_95": [mean - half, mean + half],
+        "seed_interval_95": [mean - half, mean + half] if len(per_seed) > 1 else None,
         "sentence_interval_95": bootstrap_interval((pruned - dense).mean(0)),
     }
+
+
+def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Accuracies and paired differences on the test part, from the results by name.
+
+    ``against_dense`` is pruned - dense, the model it started from; ``against_longer`` is pruned - longer, the
+    dense model with as many epochs, over the seeds that have it (None where none has). Two 95 % intervals:
+    Student t over the seeds' mean differences (would other seeds agree? None for one seed), and a bootstrap
+    over the test sentences, each averaged over seeds (would other sentences?).
+    """
+    seeds = sorted(int(name.removeprefix("seed-")) for name in results if name.startswith("seed-"))
+    both = [seed for seed in seeds if f"longer-{seed}" in results]
+    runs = [results[f"seed-{seed}"] for seed in seeds]
+    longer = [results[f"longer-{seed}"] for seed in both]
+    pruned, dense = (_right(runs, "test", name) for name in ("pruned", "dense"))
+    found = {
+        "n_test": dense.shape[1],
+        "seeds": seeds,
+        "seeds_of_longer": both,
+        **_accuracies(runs, ("dense", "pruned_without_finetuning", "pruned")),
+        "against_dense": _difference(pruned, dense),
+        "against_longer": None,
+    }
+    if both:
+        found |= _accuracies(longer, ("longer",))
+        opponent = _right(longer, "test", "longer")
+        found["against_longer"] = _difference(pruned[[seeds.index(seed) for seed in both]], opponent)
+    return found

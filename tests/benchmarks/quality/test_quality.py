@@ -103,20 +103,30 @@ def test_sentiment_summary_by_hand():
         part = {"dense": dense, "pruned": pruned, "pruned_without_finetuning": "0001"}
         return {"test": part, "validation": part | {"dense": "01"}, "settings": {}}
 
-    summary = sentiment.summary([result("1100", "1110"), result("1111", "0111")])
+    results = {"seed-0": result("1100", "1110"), "seed-1": result("1111", "0111")}
+    results["longer-1"] = {"test": {"longer": "1011"}, "validation": {"longer": "11"}}
+    summary = sentiment.summary(results)
     assert summary["dense_accuracy"] == [0.5, 1.0] and summary["pruned_accuracy"] == [0.75, 0.75]
     assert summary["pruned_without_finetuning_accuracy"] == [0.25, 0.25]
     assert summary["dense_validation_accuracy"] == [0.5, 0.5]
-    assert summary["difference"] == [0.25, -0.25] and summary["mean_difference"] == 0
+    against = summary["against_dense"]
+    assert against["difference"] == [0.25, -0.25] and against["mean_difference"] == 0
     half = 12.706 * np.std([0.25, -0.25], ddof=1) / math.sqrt(2)
-    assert summary["seed_interval_95"] == pytest.approx([-half, half])
-    low, high = summary["sentence_interval_95"]
+    assert against["seed_interval_95"] == pytest.approx([-half, half])
+    low, high = against["sentence_interval_95"]
     assert -0.5 <= low < 0 < high <= 0.5
+    assert summary["seeds_of_longer"] == [1] and summary["longer_accuracy"] == [0.75]
+    longer = summary["against_longer"]
+    assert longer["difference"] == [0] and longer["seed_interval_95"] is None
+    del results["longer-1"]
+    assert sentiment.summary(results)["against_longer"] is None
+    rows = report._sentiment_rows(summary)
+    assert [row["longer_accuracy"] for row in rows] == ["", 0.75]
 
 
 def test_sentiment_learns(results):
     summary = report.summarise(results)["sentiment"]
-    assert summary["n_test"] == 20 and summary["n_seeds"] == 2
+    assert summary["n_test"] == 20 and summary["seeds"] == summary["seeds_of_longer"] == [0, 1]
     settings = CascadeSettings.from_dict(summary["settings"])
     assert settings.k_bits == settings.q_bits == settings.v_bits == 8
     assert 6 / sum(settings.token_ratios(6)) == pytest.approx(1.9)
