@@ -32,6 +32,8 @@ CASE_LOOKS = {
     "8": ("static 8", GREEN, "s"),
     "10": ("static 10", PURPLE, "s"),
 }
+EXPERIMENTS = ("language", "probability", "sentiment")
+"""Folders of results; the report itself may lie beside them."""
 PROGRESSIVE = ("float", "6+4", "8+4")
 """The lines of the first plot."""
 
@@ -39,7 +41,7 @@ PROGRESSIVE = ("float", "6+4", "8+4")
 def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Saved files by experiment and case; FileNotFoundError where there is none, ValueError if damaged."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*/*.json")):
+    for path in sorted(path for name in EXPERIMENTS for path in folder.glob(f"{name}/*.json")):
         try:
             saved = json.loads(path.read_text())
             found.setdefault(path.parent.name, {})[saved["name"]] = saved

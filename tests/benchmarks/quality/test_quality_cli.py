@@ -2,11 +2,15 @@
 """``quartet train`` and ``quartet quality`` from the command line."""
 
 import json
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
 
+from algo.attention.decoder import load_decoder
 from benchmarks.cli import app
+from benchmarks.quality import language, probability
+from benchmarks.quality import sentiment as sentiment_experiment
 
 
 def run(*arguments):
@@ -69,6 +73,33 @@ def test_another_run_in_the_folder(encoder_folder, reviews_file, tmp_path):
     assert sentiment(encoder_folder, reviews_file, tmp_path).exit_code == 0
     done = sentiment(encoder_folder, reviews_file, tmp_path, "--seed", "1")
     assert done.exit_code == 2 and "holds another run: seed 0 there, 1 here" in done.stderr
+
+
+def test_quality_from_an_empty_folder(
+    encoder_folder, decoder_folder, text_file, reviews_file, tmp_path, monkeypatch
+):
+    """Every part through the command line, on tiny models; run again, nothing is computed."""
+    tiny = {
+        probability: {"models": ("smollm2",), "n_windows": 2, "window": 32},
+        language: {"model": str(decoder_folder), "n_windows": 3, "n_prompt": 24, "n_scored": 6},
+        sentiment_experiment: {"model": str(encoder_folder), "seeds": (0, 1)},
+    }
+    for module, fields in tiny.items():
+        monkeypatch.setattr(module, "Setup", partial(module.Setup, **fields))
+    monkeypatch.setattr(language, "CASES", [language.DENSE, language.Case(ratio=2.0, score_prompt=True)])
+    monkeypatch.setattr(probability, "load_decoder", lambda name: load_decoder(decoder_folder))
+    command = ("quality", "--text", text_file, "--data", reviews_file, "--out", tmp_path, "--json")
+    done = run(*command)
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert {"probability", "language", "sentiment"} <= summary.keys()
+    assert [row["score_prompt"] for row in summary["language"]["rows"]] == [False, True]
+    assert summary["sentiment"]["seeds_of_longer"] == [0, 1]
+    written = {
+        path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json") if "report" not in str(path)
+    }
+    again = run(*command)
+    assert again.exit_code == 0 and written == {path: path.stat().st_mtime_ns for path in written}
 
 
 def test_unknown_experiment(tmp_path):
