@@ -115,6 +115,12 @@ class Cascade(wiring.Component):
         head = Signal(HEAD_BITS)
         """Head of the table, or place in the list, that is next."""
         done = Signal(4)
+        has_ended, ended = Signal(2), Signal(2)
+        """Of a selection: its result has gone; the list that it chose from has been read. In any order: what
+        follows the last one kept is read to no purpose, but must not be left to the list's other user."""
+        list_end = selector.i.valid & selector.i.ready & selector.i.payload.last
+        m.d.comb += ended.eq(has_ended | Cat(selected, list_end))
+        m.d.sync += has_ended.eq(ended)
 
         def send(*sinks) -> Value:
             """A beat to each of the sinks, once; 1 in the cycle in which the last one takes it."""
@@ -188,8 +194,8 @@ class Cascade(wiring.Component):
                         m.next = f"WAIT {name}"
                 with m.State(f"WAIT {name}"):
                     m.d.comb += selecting.eq(1)
-                    with m.If(selected):
-                        m.d.sync += of_tokens.eq(1)
+                    with m.If(ended.all()):
+                        m.d.sync += [has_ended.eq(0), of_tokens.eq(1)]
                         m.next = after
             with m.State("SUMMARY"):
                 with m.If(send(self.o_summary)):

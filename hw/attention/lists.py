@@ -82,10 +82,11 @@ class KeptList(wiring.Component):
     def _read(self, m: Module, port) -> None:
         active, is_chunk = Signal(), Signal()
         line = Signal(range(self.max_lines))
-        left = Signal.like(self.n)
+        n_read, left = Signal.like(self.n), Signal.like(self.n)
+        """Length of the list when its reading began: its end may be read after the new list is complete."""
         ends, flow, step = Signal(), Signal(), Signal()
         m.d.comb += [
-            left.eq(self.n - line * self.lanes),
+            left.eq(n_read - line * self.lanes),
             ends.eq(is_chunk | (left <= self.lanes)),
             flow.eq(~self.o.valid | self.o.ready),
             step.eq(active & flow),
@@ -98,7 +99,7 @@ class KeptList(wiring.Component):
         with m.If(self.i_read.ready):
             request = self.i_read.payload
             m.d.sync += [active.eq(self.i_read.valid), is_chunk.eq(request.is_chunk)]
-            m.d.sync += line.eq(Mux(request.is_chunk, request.line, 0))
+            m.d.sync += [line.eq(Mux(request.is_chunk, request.line, 0)), n_read.eq(self.n)]
         count = Signal(range(self.lanes + 1))
         with m.If(flow):
             m.d.sync += [

@@ -50,6 +50,8 @@ class Options:
     v_bits: int = 8
     progressive: bool = True
     threshold: int = 400
+    favourite: int | None = None
+    """A token to which all others attend."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,6 +98,9 @@ def _head(shape: Shape, options: Options, rng: np.random.Generator) -> HeadInput
         return torch.from_numpy(np.where(extreme, rng.choice([-bound, bound - 1], values.shape), values))
 
     q, k = numbers(options.q_bits), numbers(options.k_bits + lsb_bits)
+    if options.favourite is not None:
+        q = q.abs().clamp(max=(1 << (options.q_bits - 1)) - 1)
+        k[options.favourite] = (1 << (options.k_bits + lsb_bits - 1)) - 1
     largest = 2.0 ** (options.q_bits + options.k_bits + lsb_bits - 2) * shape.head_dim**0.5
     step = float(rng.uniform(1, 8)) / largest
     return HeadInput(
@@ -209,6 +214,11 @@ def cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
         "one token, one head": (Shape(1, 1, small, 1), Options()),
         "nothing pruned": (Shape(5, 2, small, 2), Options()),
         "pruned to one": (Shape(9, 3, small, 3), Options(token_keep=0.4, head_keep=0.5, value_keep=0.5)),
+        # The list's first lines decide: the rest of it is read when the new list is complete.
+        "first of many kept": (
+            Shape(19, 1, small, 3),
+            Options(token_keep=0.06, favourite=1, progressive=False),
+        ),
         "every row recomputed": (Shape(6, 2, small, 2), Options(k_bits=6, threshold=4095, head_keep=0.5)),
         "some rows recomputed": (Shape(11, 2, small, 2), Options(k_bits=4, threshold=1200, token_keep=0.7)),
         "no row recomputed": (Shape(4, 2, small, 1), Options(k_bits=6, threshold=0)),

@@ -171,6 +171,17 @@ def test_mutant_is_caught(name, monkeypatch):
     assert judge(one, run_case(core(SMALL), one)).problems
 
 
+def test_list_is_read_to_its_end(monkeypatch):
+    """Where its first line holds all that stays, the new list is complete before the old one is read."""
+    options = Options(token_keep=0.07, favourite=1, progressive=False)
+    one = sentence(Shape(15, 1, 32, 2), options, SMALL, np.random.default_rng(1))
+    long_list = case("long list", [one], SMALL, max_cycles=800)
+    assert judge(long_list, run_case(Attention(SMALL), long_list)).problems == ()
+    broken = mutated("hw.attention.cascade", "m.If(ended.all())", "m.If(ended[0])")
+    monkeypatch.setattr(hw.attention.rtl, "Cascade", broken.Cascade)
+    assert judge(long_list, run_case(Attention(SMALL), long_list)).problems
+
+
 @pytest.mark.parametrize(
     ("shape", "progressive", "message"),
     [
