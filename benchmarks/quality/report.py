@@ -169,7 +169,7 @@ def plot_sentiment(result: dict[str, Any], ax: Axes) -> Axes:
     """Test accuracy of each seed: dense, dense with as many epochs as pruned, pruned before and after."""
     kinds = [
         ("dense\n(start, teacher)", "dense_accuracy", GREY),
-        ("dense,\nas many epochs", "longer_accuracy", GREEN),
+        ("longer dense\n(as many epochs)", "longer_accuracy", GREEN),
         ("pruned,\nnot fine-tuned", "pruned_without_finetuning_accuracy", ORANGE),
         ("pruned,\nfine-tuned", "pruned_accuracy", BLUE),
     ]
@@ -186,14 +186,13 @@ def plot_sentiment(result: dict[str, Any], ax: Axes) -> Axes:
     ax.set_ylabel("test accuracy, %")
     ax.set_ylim(0, 100)
     differences = [
-        f"- {label}: {100 * d['mean_difference']:+.2f} points ({_seeds(d)}; 95 % over sentences {_range(d)})"
-        for label, d in (
-            ("dense", result["against_dense"]),
-            ("dense, as many epochs", result["against_longer"]),
-        )
+        f"pruned - {label}: {100 * d['mean_difference']:+.2f} points [{_range(d)}], {_seeds(d)}"
+        for label, d in (("dense", result["against_dense"]), ("longer dense", result["against_longer"]))
         if d
     ]
-    ax.set_title("MiniLM, movie-review sentiment: pruned, fine-tuned\n" + "\n".join(differences), fontsize=10)
+    ax.set_title("MiniLM, movie-review sentiment", pad=34)
+    note = "\n".join([*differences, "in brackets: 95 % over sentences"])
+    ax.annotate(note, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", fontsize=8.5)
     return ax
 
 
