@@ -3,6 +3,7 @@
 
 import random
 from collections import deque
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from amaranth import Value
@@ -16,51 +17,74 @@ from .ports import stream_ports
 
 def run_case(component: wiring.Component, case: Case, vcd_path: str | None = None) -> Log:
     """Simulate one case from reset. A run over its budget returns what it has; :func:`job.judge` tells."""
-    ports = stream_ports(component)
-    beats: dict[str, list[int]] = {port.name: [] for port in ports if not port.is_input}
-    stamps: dict[str, list[int]] = {port.name: [] for port in ports}
-    n_cycles = 0
+    bench = _Bench(component)
+    if vcd_path is None:
+        return bench.run(case)
+    with bench.simulator.write_vcd(vcd_path):
+        return bench.run(case)
 
-    def finished() -> bool:
-        return all(len(beats[name]) >= len(want) for name, want in case.expected.items())
 
-    async def clocked(ctx) -> None:
-        """One process plays every source and sink, so that a run is reproducible from its seed."""
-        nonlocal n_cycles
+def run_cases(component: wiring.Component, cases: Iterable[Case]) -> Iterator[tuple[Case, Log]]:
+    """As :func:`run_case`, one case after the other, each from reset, as its log is asked for.
+
+    The simulator is built once, which takes longer than many a small case.
+    """
+    bench = _Bench(component)
+    for number, case in enumerate(cases):
+        if number:
+            bench.simulator.reset()
+        yield case, bench.run(case)
+
+
+class _Bench:
+    """A simulator whose one process plays every source and sink, so that a run is reproducible."""
+
+    def __init__(self, component: wiring.Component) -> None:
+        self.component, self.ports = component, stream_ports(component)
+        self.simulator = Simulator(component)
+        self.simulator.add_clock(1e-9)
+        self.simulator.add_testbench(self._clocked)
+
+    def run(self, case: Case) -> Log:
+        """One case; the simulator must be new, or reset."""
+        self.case = case
+        self.beats: dict[str, list[int]] = {port.name: [] for port in self.ports if not port.is_input}
+        self.stamps: dict[str, list[int]] = {port.name: [] for port in self.ports}
+        self.n_cycles = 0
+        self.simulator.run()
+        words = {port.name: port.n_words for port in self.ports}
+        return Log(
+            beats={name: _to_words(values, words[name]) for name, values in self.beats.items()},
+            cycles={name: np.array(values, dtype=np.int64) for name, values in self.stamps.items()},
+            n_cycles=self.n_cycles,
+        )
+
+    def _finished(self) -> bool:
+        return all(len(self.beats[name]) >= len(want) for name, want in self.case.expected.items())
+
+    async def _clocked(self, ctx) -> None:
+        case = self.case
         responders = {name: Responder(memory, case.seed) for name, memory in case.memories.items()}
         ends: list[_Source | _Sink] = [
-            (_Source if port.is_input else _Sink)(port, case, component, responders) for port in ports
+            (_Source if port.is_input else _Sink)(port, case, self.component, responders)
+            for port in self.ports
         ]
         quiet = 0
-        while n_cycles < case.max_cycles and quiet < QUIET_CYCLES:
+        while self.n_cycles < case.max_cycles and quiet < QUIET_CYCLES:
             for end in ends:
-                end.drive(ctx, n_cycles)
+                end.drive(ctx, self.n_cycles)
             fired = [end for end in ends if ctx.get(end.stream.valid) and ctx.get(end.stream.ready)]
             for end in fired:
-                stamps[end.port.name].append(n_cycles)
+                self.stamps[end.port.name].append(self.n_cycles)
                 if isinstance(end, _Sink):
-                    beats[end.port.name].append(ctx.get(Value.cast(end.stream.payload)))
-                    end.taken(beats[end.port.name][-1], n_cycles)
+                    beat = ctx.get(Value.cast(end.stream.payload))
+                    self.beats[end.port.name].append(beat)
+                    end.taken(beat, self.n_cycles)
                 else:
                     end.offering = False
             await ctx.tick()
-            n_cycles += 1
-            quiet = quiet + 1 if finished() else 0
-
-    simulator = Simulator(component)
-    simulator.add_clock(1e-9)
-    simulator.add_testbench(clocked)
-    if vcd_path is None:
-        simulator.run()
-    else:
-        with simulator.write_vcd(vcd_path):
-            simulator.run()
-    words = {port.name: port.n_words for port in ports}
-    return Log(
-        beats={name: _to_words(values, words[name]) for name, values in beats.items()},
-        cycles={name: np.array(values, dtype=np.int64) for name, values in stamps.items()},
-        n_cycles=n_cycles,
-    )
+            self.n_cycles += 1
+            quiet = quiet + 1 if self._finished() else 0
 
 
 class _Source:

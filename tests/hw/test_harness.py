@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hw.config import preset
 from hw.fetch.config import CrossbarConfig
 from hw.harness import build, cosim, verilated
-from hw.harness.amaranth_sim import run_case
+from hw.harness.amaranth_sim import run_case, run_cases
 from hw.harness.job import Case, judge, pack_fields, unpack_fields
 from hw.harness.memory import Memory, Responder
 from hw.registry import BLOCKS, Block
@@ -51,6 +51,22 @@ def test_the_harness_agrees_with_amaranths_simulator():
     assert in_python.n_cycles == verilog.n_cycles
     for name in in_python.cycles:
         assert np.array_equal(in_python.cycles[name], verilog.cycles[name])
+
+
+def test_cases_one_after_another_leave_nothing_behind_in_amaranths_simulator():
+    """The first one is broken off, with words in the queue, which the next one must not see."""
+    block = BLOCKS["fifo"]
+    config = block.config(preset("tiny"))
+    whole = block.cases(config, seed=5, n_random=20)[0]
+    runs = [replace(whole.stalled(0.5, seed=1), max_cycles=9), whole, whole.stalled(0.3, seed=6)]
+    for (one, log), same in zip(run_cases(block.component(config), runs), runs, strict=True):
+        alone = run_case(block.component(config), same)
+        assert one is same and log.n_cycles == alone.n_cycles
+        for name, beats in alone.beats.items():
+            assert np.array_equal(log.beats[name], beats)
+        for name, cycles in alone.cycles.items():
+            assert np.array_equal(log.cycles[name], cycles)
+    assert len(log.beats["o"]) == len(whole.expected["o"])
 
 
 @pytest.mark.parametrize("simulator", cosim.SIMULATORS)

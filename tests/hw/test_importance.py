@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hw.config import preset
 from hw.harness import verilated
-from hw.harness.amaranth_sim import run_case
+from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import judge
 from hw.importance.config import ImportanceConfig, head_config
 from hw.importance.cycles import Add, Keep, Read, add_cycles, keep_cycles, replay
@@ -84,9 +84,9 @@ def test_widths_of_the_chip():
 @pytest.mark.parametrize("config", [SMALL, EQUAL, HEADS], ids=str)
 @pytest.mark.parametrize("p_stall", [0.0, 0.4], ids=["full-rate", "stalls"])
 def test_rtl_matches_golden_and_cycles_in_amaranth(config, p_stall):
-    for full_rate in cases(config, seed=3, n_random=20):
-        one = full_rate.stalled(p_stall, seed=4) if p_stall else full_rate
-        assert judge(one, run_case(ImportanceRtl(config), one)).problems == ()
+    chosen = [one.stalled(p_stall, seed=4) if p_stall else one for one in cases(config, seed=3, n_random=20)]
+    for one, log in run_cases(ImportanceRtl(config), chosen):
+        assert judge(one, log).problems == ()
 
 
 def check_in_harness(config, n_random):
@@ -152,7 +152,7 @@ def test_mutant_is_caught(name, old, new):
     mutant = mutated("hw.importance.rtl", old, new)
     full_rate = cases(SMALL, seed=3, n_random=20)
     runs = (*full_rate, *(one.stalled(0.4, seed=1, slowdown=3) for one in full_rate))
-    assert any(judge(one, run_case(mutant.Importance(SMALL), one)).problems for one in runs), name
+    assert any(judge(one, log).problems for one, log in run_cases(mutant.Importance(SMALL), runs)), name
 
 
 @pytest.mark.parametrize(

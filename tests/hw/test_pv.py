@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hw.config import PRESETS
 from hw.harness import amaranth_sim, cosim, verilated
-from hw.harness.amaranth_sim import run_case
+from hw.harness.amaranth_sim import run_case, run_cases
 from hw.harness.job import judge
 from hw.kv_buffer.cycles import Load
 from hw.pv.config import SHIFTS, PvConfig, pv_config
@@ -80,16 +80,16 @@ def test_golden_rejects_what_the_array_cannot_take():
 @pytest.mark.parametrize("config", BUILT, ids=str)
 @pytest.mark.parametrize("p_stall", [0.0, 0.5], ids=["full-rate", "stalls"])
 def test_rtl_matches_golden_and_cycles_in_amaranth(config, p_stall):
-    for full_rate in cases(config, seed=3, n_random=10):
-        one = full_rate.stalled(p_stall, seed=4) if p_stall else full_rate
-        assert judge(one, run_case(Pv(config), one)).problems == ()
+    chosen = [one.stalled(p_stall, seed=4) if p_stall else one for one in cases(config, seed=3, n_random=10)]
+    for one, log in run_cases(Pv(config), chosen):
+        assert judge(one, log).problems == ()
 
 
 @pytest.mark.parametrize("p_stall", [0.0, 0.5], ids=["full-rate", "stalls"])
 def test_128_dimensions_in_amaranth(p_stall):
-    for full_rate in cases(WIDE, seed=3, n_random=0)[1:3]:
-        one = full_rate.stalled(p_stall, seed=4) if p_stall else full_rate
-        assert judge(one, run_case(Pv(WIDE), one)).problems == ()
+    chosen = [one.stalled(p_stall, seed=4) if p_stall else one for one in cases(WIDE, seed=3, n_random=0)]
+    for one, log in run_cases(Pv(WIDE), chosen[1:3]):
+        assert judge(one, log).problems == ()
 
 
 def check_in_harness(config: PvConfig, n_random: int) -> None:
@@ -210,7 +210,7 @@ def test_mutant_is_caught(name, old, new):
     mutant = mutated("hw.pv.rtl", old, new)
     full_rate = cases(SMALL, seed=3, n_random=8)
     runs = [*full_rate, *(one.stalled(0.5, seed=4, slowdown=4) for one in full_rate)]
-    assert any(judge(one, run_case(mutant.Pv(SMALL), one)).problems for one in runs), name
+    assert any(judge(one, log).problems for one, log in run_cases(mutant.Pv(SMALL), runs)), name
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.harness import verilated
-from hw.harness.amaranth_sim import run_case
+from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import judge
 from hw.registry import BLOCKS
 from hw.softmax.config import SoftmaxConfig, row_scale
@@ -125,9 +125,9 @@ def test_equal_and_one_hot_rows_are_exact():
 @pytest.mark.parametrize("config", BUILT, ids=str)
 @pytest.mark.parametrize("p_stall", [0.0, 0.4], ids=["full-rate", "stalls"])
 def test_rtl_matches_golden_and_cycles_in_amaranth(config, p_stall):
-    for full_rate in cases(config, seed=3, n_random=10):
-        one = full_rate.stalled(p_stall, seed=4) if p_stall else full_rate
-        assert judge(one, run_case(Softmax(config), one)).problems == ()
+    chosen = [one.stalled(p_stall, seed=4) if p_stall else one for one in cases(config, seed=3, n_random=10)]
+    for one, log in run_cases(Softmax(config), chosen):
+        assert judge(one, log).problems == ()
 
 
 def check_in_harness(config: SoftmaxConfig, n_random: int) -> None:
@@ -187,7 +187,7 @@ def test_mutant_is_caught(name, old, new):
     rows = [*corner_rows(SMALL), *(random_row(None, rng, SMALL) for _ in range(10))]
     full_rate = case("mutant", rows, SMALL)
     runs = (full_rate, full_rate.stalled(0.6, seed=1, slowdown=3))
-    assert any(judge(one, run_case(mutant.Softmax(SMALL), one)).problems for one in runs), name
+    assert any(judge(one, log).problems for one, log in run_cases(mutant.Softmax(SMALL), runs)), name
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.harness import verilated
-from hw.harness.amaranth_sim import run_case
+from hw.harness.amaranth_sim import run_case, run_cases
 from hw.harness.job import judge
 from hw.registry import BLOCKS
 from hw.topk.config import TopKConfig
@@ -44,9 +44,9 @@ def test_golden_equals_torch_topk_with_the_tie_rule(data, n, bits):
 @pytest.mark.parametrize("p_stall", [0.0, 0.4], ids=["full-rate", "stalls"])
 def test_rtl_matches_golden_and_cycles_in_amaranth(lanes, p_stall):
     config = TopKConfig(lanes=lanes, n_max=64, element_bits=12)
-    for full_rate in cases(config, seed=3, n_random=8):
-        one = full_rate.stalled(p_stall, seed=4) if p_stall else full_rate
-        assert judge(one, run_case(TopK(config), one)).problems == ()
+    chosen = [one.stalled(p_stall, seed=4) if p_stall else one for one in cases(config, seed=3, n_random=8)]
+    for one, log in run_cases(TopK(config), chosen):
+        assert judge(one, log).problems == ()
 
 
 def check_in_harness(config: TopKConfig, n_random: int) -> None:
