@@ -78,7 +78,8 @@ def plot_perplexity(rows: list[dict[str, Any]], ax: Axes) -> Axes:
         )
     ax.axhline(dense, color="#57606A", linewidth=0.8)
     ax.set_yscale("log")
-    ax.set_yticks([10, 20, 50, 100, 150], ["10", "20", "50", "100", "150"])
+    ticks = [10, 20, 50, 100, 200, 500, 1000]
+    ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_xticks(sorted({row["token_ratio"] for row in rows}))
     ax.set_xlabel("token pruning (layers / sum of keep ratios), x")
