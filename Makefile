@@ -43,6 +43,9 @@ demo: setup
 	@echo "== 5. The report"
 	@$(QUARTET) report
 
+# One thread for each process: PyTorch's own threads would fight over the cores that the tests share.
+test test-full: export OMP_NUM_THREADS = 1
+
 test: setup lint
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q -m "not full"
 

@@ -18,9 +18,14 @@ WAIVED = ("PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC", "CASEINCOM
           "INITIALDLY", "DECLFILENAME")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name == "plus")) for name in sorted(PRESETS)]
+)
 def test_every_preset_lints(name, tmp_path):
-    """The attention core, which holds all the others, on its smallest chip; the larger ones take minutes."""
+    """The attention core, which holds all the others, on its smallest chip; the larger ones take minutes.
+
+    ``plus`` is ``paper`` but for its engines, which ``edge`` and the radix blocks here show as well.
+    """
     chosen = [one for one in BLOCKS.values() if one.name != "attention" or name == "tiny"]
     lint(write_rtl(chosen, preset(name), tmp_path))
 
