@@ -18,15 +18,20 @@ WAIVED = ("PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC", "CASEINCOM
           "INITIALDLY", "DECLFILENAME")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.full] * (name == "plus")) for name in sorted(PRESETS)]
-)
-def test_every_preset_lints(name, tmp_path):
-    """The attention core, which holds all the others, on its smallest chip; the larger ones take minutes.
+SMALL_PRESETS = ("tiny", "edge")
 
-    ``plus`` is ``paper`` but for its engines, which ``edge`` and the radix blocks here show as well.
-    """
+
+@pytest.mark.parametrize("name", SMALL_PRESETS)
+def test_small_presets_lint(name, tmp_path):
+    """The attention core, which holds all the others, on the smallest chip only."""
     chosen = [one for one in BLOCKS.values() if one.name != "attention" or name == "tiny"]
+    lint(write_rtl(chosen, preset(name), tmp_path))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(SMALL_PRESETS)))
+def test_large_presets_lint(name, tmp_path):
+    chosen = [one for one in BLOCKS.values() if one.name != "attention"]
     lint(write_rtl(chosen, preset(name), tmp_path))
 
 
