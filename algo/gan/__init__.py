@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Training generative adversarial networks: losses, a loop that resumes to the same bits, image sets."""
