@@ -90,13 +90,18 @@ class AttentionConfig:
 
     @property
     def tag_bits(self) -> int:
-        """A row's name inside the core: half of the buffers, and row of the head."""
-        return 1 + self.id_bits
+        """A row's name inside the core: its query, place in the query ring, head, half of the buffers."""
+        return self.id_bits + self.ring_bits + HEAD_BITS + 1
 
     @property
     def ring_rows(self) -> int:
         """Query rows held on the chip."""
-        return max(RING_CHUNKS * self.lanes, 16)
+        return ring_rows(self.lanes)
+
+    @property
+    def ring_bits(self) -> int:
+        """Width of a row's number in the query ring, bits: rows are counted modulo twice the ring."""
+        return self.ring_rows.bit_length()
 
     @property
     def scores_regroup(self) -> RegroupConfig:
@@ -131,6 +136,11 @@ class AttentionConfig:
             )
 
 
+def ring_rows(lanes: int) -> int:
+    """Query rows held on the chip, for lists of ``lanes`` numbers a line."""
+    return max(RING_CHUNKS * lanes, 16)
+
+
 def attention_config(chip: ChipConfig) -> AttentionConfig:
     """The core of a chip."""
     qk, pv = qk_config(chip), pv_config(chip)
@@ -145,7 +155,7 @@ def attention_config(chip: ChipConfig) -> AttentionConfig:
             n_max=n_max,
             score_bits=SCORE_BITS,
             window=chip.confidence_window,
-            tag_bits=n_max.bit_length(),
+            tag_bits=(n_max - 1).bit_length() + ring_rows(lanes).bit_length() + HEAD_BITS + 1,
         ),
         values=LocalValueConfig(
             engine=chip.select_engine, lanes=lanes, in_lanes=chip.softmax_lanes, n_max=n_max

@@ -9,8 +9,11 @@ from hw.stream.rtl import packed_layout
 
 
 def read_layout(n_max: int, lanes: int) -> data.StructLayout:
-    """Payload of a read of a list: the ``line`` alone if ``is_chunk``, or else the whole list."""
-    return data.StructLayout({"line": range(n_max // lanes), "is_chunk": 1})
+    """Payload of a read of a list: the ``line`` alone if ``is_chunk``, or else the whole list.
+
+    ``is_zero``, only with ``is_chunk`` and line 0: the list {0} in its place.
+    """
+    return data.StructLayout({"line": range(n_max // lanes), "is_chunk": 1, "is_zero": 1})
 
 
 class KeptList(wiring.Component):
@@ -80,7 +83,7 @@ class KeptList(wiring.Component):
                 m.d.sync += [self.n.eq(n_written + self.i.payload.count), n_written.eq(0), line.eq(0)]
 
     def _read(self, m: Module, port) -> None:
-        active, is_chunk = Signal(), Signal()
+        active, is_chunk, is_zero = Signal(), Signal(), Signal()
         line = Signal(range(self.max_lines))
         n_read, left = Signal.like(self.n), Signal.like(self.n)
         """Length of the list when its reading began: its end may be read after the new list is complete."""
@@ -98,17 +101,24 @@ class KeptList(wiring.Component):
             m.d.sync += line.eq(line + 1)
         with m.If(self.i_read.ready):
             request = self.i_read.payload
-            m.d.sync += [active.eq(self.i_read.valid), is_chunk.eq(request.is_chunk)]
-            m.d.sync += [line.eq(Mux(request.is_chunk, request.line, 0)), n_read.eq(self.n)]
+            m.d.sync += [
+                active.eq(self.i_read.valid),
+                is_chunk.eq(request.is_chunk),
+                is_zero.eq(request.is_zero),
+                line.eq(Mux(request.is_chunk, request.line, 0)),
+                n_read.eq(Mux(request.is_zero, 1, self.n)),
+            ]
         count = Signal(range(self.lanes + 1))
+        zero = Signal()
         with m.If(flow):
             m.d.sync += [
                 self.o.valid.eq(active),
                 self.o.payload.last.eq(ends),
                 count.eq(Mux(left < self.lanes, left, self.lanes)),
+                zero.eq(is_zero),
             ]
         m.d.comb += self.o.payload.count.eq(count)
         for lane in range(self.lanes):
             m.d.comb += self.o.payload.data[lane].eq(
-                Mux(lane < count, port.data.word_select(lane, self.id_bits), 0)
+                Mux((lane < count) & ~zero, port.data.word_select(lane, self.id_bits), 0)
             )

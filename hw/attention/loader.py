@@ -30,10 +30,10 @@ class Loader(wiring.Component):
     """Asks the fetcher for queries, keys, LSBs of keys, and values, and hands the lines on.
 
     One request at a time, in this order of urgency: the LSB plane that a row waits for; the next chunk of
-    queries; the next head's keys; its values. Each is asked for only when its place is free, so that lines
+    queries; the next group's keys; its values. Each is asked for only when its place is free, so that lines
     never wait in front of others that are needed first:
 
-    - keys and their LSBs: the half has been released (``key_freed``); LSBs go behind the keys of the head;
+    - keys and their LSBs: the half has been released (``key_freed``); LSBs go behind the keys of the group;
     - values: the row that releases the half has been taken by the array (``value_freed``), which needs
       nothing more from memory to finish it;
     - queries: the ring has room for a chunk.
@@ -45,9 +45,10 @@ class Loader(wiring.Component):
     o_list : stream of reads of the list of kept tokens, one for each request
     o_key_load, o_key, o_value_load, o_value : to the buffers of the two arrays
     o_query : to the query ring
-    dim, q_bits, k_bits, v_bits, n, n_lines : of the layer; lines that the rows of n tokens take
+    dim, q_bits, k_bits, v_bits, n, n_lines, one : of the layer; lines that the rows of n tokens take; whether
+        a head has one query, the row at position 0
     ring_has_room, ring_reserve, ring_n_reserve : see :class:`hw.attention.query_ring.QueryRing`
-    lsb_wanted : of each half, a pulse: a row needs the LSB plane of the head in this half
+    lsb_wanted : of each half, a pulse: a row needs the LSB plane of the group in this half
     key_freed, value_freed : of each half, a pulse: it can be loaded anew
     """
 
@@ -72,6 +73,7 @@ class Loader(wiring.Component):
                 "v_bits": In(4),
                 "n": In(config.count_bits),
                 "n_lines": In(count),
+                "one": In(1),
                 "ring_has_room": In(1),
                 "ring_reserve": Out(1),
                 "ring_n_reserve": Out(range(config.lanes + 1)),
@@ -112,9 +114,15 @@ class Loader(wiring.Component):
         valid, take = Signal(), Signal()
         source = stream.Signature(self._order_layout()).create()
         m.d.comb += [source.valid.eq(valid), source.payload.eq(order), take.eq(~valid | source.ready)]
-        views = {
-            name: data.View(numbered_head_layout(cfg), fifo.o.payload).planes for name, fifo in heads.items()
-        }
+        views, wanted = {}, {}
+        for name, fifo in heads.items():
+            head = data.View(numbered_head_layout(cfg), fifo.o.payload)
+            views[name] = head.planes
+            wanted[name] = fifo.o.valid
+            if name != "query":
+                wanted[name] &= head.first_of_group
+                with m.If(~head.first_of_group):  # its keys and values are there already
+                    m.d.comb += fifo.o.ready.eq(1)
 
         key_half, value_half = Signal(), Signal()
         key_free, value_free = Signal(2, init=0b11), Signal(2, init=0b11)
@@ -126,8 +134,8 @@ class Loader(wiring.Component):
         is_last_chunk = Signal()
         m.d.comb += [
             n_after.eq(self.n - chunk * cfg.lanes),
-            is_last_chunk.eq(n_after <= cfg.lanes),
-            self.ring_n_reserve.eq(Mux(is_last_chunk, n_after, cfg.lanes)),
+            is_last_chunk.eq(self.one | (n_after <= cfg.lanes)),
+            self.ring_n_reserve.eq(Mux(self.one, 1, Mux(is_last_chunk, n_after, cfg.lanes))),
         ]
         m.d.sync += [
             key_free.eq(key_free | self.key_freed),
@@ -148,7 +156,7 @@ class Loader(wiring.Component):
                     order.append.eq(1),
                     lsb_pending.bit_select(half, 1).eq(0),
                 ]
-            with m.Elif(heads["query"].o.valid & self.ring_has_room):
+            with m.Elif(wanted["query"] & self.ring_has_room):
                 m.d.comb += [self.ring_reserve.eq(1), heads["query"].o.ready.eq(is_last_chunk)]
                 m.d.sync += [
                     valid.eq(1),
@@ -159,7 +167,7 @@ class Loader(wiring.Component):
                     order.target.eq(Target.QUERY),
                     chunk.eq(Mux(is_last_chunk, 0, chunk + 1)),
                 ]
-            with m.Elif(heads["key"].o.valid & key_free.bit_select(key_half, 1)):
+            with m.Elif(wanted["key"] & key_free.bit_select(key_half, 1)):
                 m.d.comb += heads["key"].o.ready.eq(1)
                 m.d.sync += [
                     valid.eq(1),
@@ -175,7 +183,7 @@ class Loader(wiring.Component):
                 for half, plane in enumerate(lsb_planes):
                     with m.If(key_half == half):
                         m.d.sync += plane.eq(views["key"].lsb)
-            with m.Elif(heads["value"].o.valid & value_free.bit_select(value_half, 1)):
+            with m.Elif(wanted["value"] & value_free.bit_select(value_half, 1)):
                 m.d.comb += heads["value"].o.ready.eq(1)
                 m.d.sync += [
                     valid.eq(1),
@@ -223,6 +231,7 @@ class Loader(wiring.Component):
             request.n_heads.eq(1),
             self.o_list.payload.line.eq(what.line),
             self.o_list.payload.is_chunk.eq(what.target == Target.QUERY),
+            self.o_list.payload.is_zero.eq((what.target == Target.QUERY) & self.one),
             targets.i.payload.eq(what.target),
         ]
         fork(m, order, self.o_request, self.o_list, targets.i, load, name="order")

@@ -32,7 +32,6 @@ class QueryRing(wiring.Component):
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
-        self.index_bits = config.ring_rows.bit_length()
         row_bits = config.qk.max_head_dim * config.qk.element_bits
         super().__init__(
             {
@@ -41,7 +40,7 @@ class QueryRing(wiring.Component):
                 "reserve": In(1),
                 "n_reserve": In(range(config.lanes + 1)),
                 "has_room": Out(1),
-                "row": In(self.index_bits),
+                "row": In(config.ring_bits),
                 "is_new": In(1),
                 "read": In(1),
                 "present": Out(1),
@@ -61,9 +60,9 @@ class QueryRing(wiring.Component):
             shape=unsigned(len(self.query)), depth=cfg.ring_rows, init=[]
         )
         write, read = rows.write_port(), rows.read_port()
-        n_reserved = Signal(self.index_bits, init=self.first_row)
-        n_present = Signal(self.index_bits, init=self.first_row)
-        n_freed, n_held = Signal(self.index_bits), Signal(self.index_bits)
+        n_reserved = Signal(cfg.ring_bits, init=self.first_row)
+        n_present = Signal(cfg.ring_bits, init=self.first_row)
+        n_freed, n_held = Signal(cfg.ring_bits), Signal(cfg.ring_bits)
         m.d.comb += [
             n_held.eq(n_reserved - n_freed),
             self.has_room.eq(n_held <= cfg.ring_rows - cfg.lanes),

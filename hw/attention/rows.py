@@ -23,29 +23,35 @@ from .shapes import numbered_head_layout, tag_layout
 class RowSource(wiring.Component):
     """Sends the rows of one head after another to the confidence check.
 
-    A head takes the half of the buffers that the head before it did not take. It waits until all rows of the
-    head that had this half are reported, so that ``numbers`` and the half's LSB plane stay true.
+    A group of heads takes the half of the buffers that the group before it did not take. It waits until all
+    rows of the group that had this half are reported, so that the half's LSB plane stays true. A row with
+    ``flush`` holds back the rows after it until it is settled:
+
+    - where a head has many rows, the head's last row, so that magnitudes come head by head;
+    - where it has one, the layer's last row, and the last row of each group if the window is wider than
+      there are halves: row r is settled when row r + W - 1 has begun, which must not need the half of row r.
 
     Members
     -------
     i_head : stream of :func:`hw.attention.shapes.numbered_head_layout`
-    o_row : stream of :func:`hw.confidence.rtl.check_layout`, n for each head; the last one has ``flush``
-    n, progressive, threshold : of the layer
-    reported : of each half, a pulse: the last row of its head is finished
-    numbers : of each half, the number of its head
+    o_row : stream of :func:`hw.confidence.rtl.check_layout`, n for each head, or one
+    n, one, progressive, threshold : of the layer; ``one``: each head has one row
+    reported : of each half, a pulse: a row of its group is finished
+    ends : of each half: the next row reported is the last of its group
     """
 
-    def __init__(self, config: AttentionConfig) -> None:
-        self.config = config
+    def __init__(self, config: AttentionConfig, ring: QueryRing) -> None:
+        self.config, self.first_row = config, ring.first_row
         super().__init__(
             {
                 "i_head": In(stream.Signature(numbered_head_layout(config))),
                 "o_row": Out(stream.Signature(check_layout(config.confidence))),
                 "n": In(config.count_bits),
+                "one": In(1),
                 "progressive": In(1),
                 "threshold": In(PROBABILITY_BITS),
                 "reported": In(2),
-                "numbers": Out(HEAD_BITS).array(2),
+                "ends": Out(2),
             }
         )
 
@@ -60,35 +66,54 @@ class RowSource(wiring.Component):
         half, started = Signal(), Signal()
         busy = Signal(2)
         row = Signal(cfg.id_bits)
-        is_last, taken = Signal(), Signal()
+        place = Signal(cfg.ring_bits, init=self.first_row)
+        is_last, ends_layer, taken = Signal(), Signal(), Signal()
         out = self.o_row.payload
         tag = data.View(tag_layout(cfg), out.tag)
+        may_lock = cfg.confidence.window > len(busy)
         m.d.comb += [
             self.o_row.valid.eq(started),
-            is_last.eq(row == self.n - 1),
+            is_last.eq(self.one | (row == self.n - 1)),
+            ends_layer.eq(head.last | (head.last_of_group & may_lock)),
             taken.eq(self.o_row.valid & self.o_row.ready),
             tag.row.eq(row),
+            tag.place.eq(place),
+            tag.head.eq(head.number),
             tag.half.eq(half),
             out.threshold.eq(self.threshold),
             out.progressive.eq(self.progressive),
-            out.flush.eq(self.progressive & is_last),
+            out.flush.eq(self.progressive & is_last & (~self.one | ends_layer)),
             out.msb_multiplier.eq(head.planes.msb_multiplier),
             out.msb_shift.eq(head.planes.msb_shift),
             out.lsb_multiplier.eq(head.planes.lsb_multiplier),
             out.lsb_shift.eq(head.planes.lsb_shift),
             heads.o.ready.eq(taken & is_last),
         ]
-        m.d.sync += busy.eq(busy & ~self.reported)
         with m.If(~started):
-            with m.If(heads.o.valid & ~busy.bit_select(half, 1)):
-                m.d.sync += [started.eq(1), busy.bit_select(half, 1).eq(1)]
-                for which, number in enumerate(self.numbers):
-                    with m.If(half == which):
-                        m.d.sync += number.eq(head.number)
+            with m.If(heads.o.valid & ~(head.first_of_group & busy.bit_select(half, 1))):
+                m.d.sync += started.eq(1)
         with m.Elif(taken):
-            m.d.sync += row.eq(Mux(is_last, 0, row + 1))
+            m.d.sync += [row.eq(Mux(is_last, 0, row + 1)), place.eq(place + 1)]
             with m.If(is_last):
-                m.d.sync += [started.eq(0), half.eq(~half)]
+                m.d.sync += [started.eq(0), half.eq(half ^ head.last_of_group)]
+
+        for which in range(len(busy)):
+            n_open = Signal(cfg.count_bits + HEAD_BITS, name=f"n_open{which}")
+            """Rows of the group sent and not reported."""
+            complete = Signal(name=f"complete{which}")
+            """The group's last row has been sent."""
+            sent = taken & (half == which)
+            finished = self.reported[which] & self.ends[which]
+            m.d.comb += self.ends[which].eq(complete & (n_open == 1))
+            m.d.sync += n_open.eq(n_open + sent - self.reported[which])
+            with m.If(sent & is_last & head.last_of_group):
+                m.d.sync += complete.eq(1)
+            with m.Elif(finished):
+                m.d.sync += complete.eq(0)
+            with m.If(finished):
+                m.d.sync += busy[which].eq(0)
+            with m.Elif(~started & heads.o.valid & (half == which)):
+                m.d.sync += busy[which].eq(1)
         return m
 
 
@@ -99,28 +124,29 @@ class QueryIssue(wiring.Component):
     -------
     i_begin : stream of ``tag`` and ``lsb``, from the confidence check
     o_query : stream of :func:`hw.qk.rtl.query_layout`
-    ring : to the query ring's ``row``, ``is_new``, ``read``, ``present``, ``query``
-    n, n_lines, dim : of the layer
-    release : of each half, a pulse: its head is finished
-    has_lsb : of each half: the LSB plane of its head has been asked for
+    row, is_new, read, present, query : see :class:`hw.attention.query_ring.QueryRing`
+    n, n_lines, dim, causal : of the layer
+    release : of each half, a pulse: its group is finished
+    has_lsb : of each half: the LSB plane of its group has been asked for
     freed : of each half, a pulse: its lines no longer count
     """
 
-    def __init__(self, config: AttentionConfig, ring: QueryRing) -> None:
-        self.config, self.first_row = config, ring.first_row
+    def __init__(self, config: AttentionConfig) -> None:
+        self.config = config
         begin = data.StructLayout({"tag": config.tag_bits, "lsb": 1})
         super().__init__(
             {
                 "i_begin": In(stream.Signature(begin)),
                 "o_query": Out(stream.Signature(query_layout(config.qk))),
-                "row": Out(len(ring.row)),
+                "row": Out(config.ring_bits),
                 "is_new": Out(1),
                 "read": Out(1),
                 "present": In(1),
-                "query": In(len(ring.query)),
+                "query": In(config.qk.max_head_dim * config.qk.element_bits),
                 "n": In(config.count_bits),
                 "n_lines": In(config.qk.buffer.count_bits),
                 "dim": In(2),
+                "causal": In(1),
                 "release": In(2),
                 "has_lsb": In(2),
                 "freed": Out(2),
@@ -132,18 +158,10 @@ class QueryIssue(wiring.Component):
         to_release, free = Signal(2), Signal()
         begin = self.i_begin.payload
         tag = data.View(tag_layout(self.config), begin.tag)
-
-        # Number of the head's first row in the ring.
-        base, next_base = (Signal(len(self.row), init=self.first_row, name=n) for n in ("base", "next_base"))
-        here, starts_head = Signal.like(base), Signal()
-        m.d.comb += [
-            self.is_new.eq(~begin.lsb),
-            starts_head.eq(self.is_new & (tag.row == 0)),
-            here.eq(Mux(starts_head, next_base, base)),
-            self.row.eq(here + tag.row),
-        ]
+        m.d.comb += [self.is_new.eq(~begin.lsb), self.row.eq(tag.place)]
 
         half, is_lsb, is_release = Signal(), Signal(), Signal()
+        n_keys = Signal.like(self.n)
         query = self.o_query.payload
         m.d.comb += [
             free.eq(~self.o_query.valid | self.o_query.ready),
@@ -153,7 +171,7 @@ class QueryIssue(wiring.Component):
             query.head_dim.eq(self.dim),
             query.half.eq(half),
             query.base_line.eq(Mux(is_lsb, self.n_lines, 0)),
-            query.n_keys.eq(Mux(is_release, 0, self.n)),
+            query.n_keys.eq(Mux(is_release, 0, n_keys)),
             query.release.eq(Mux(is_release, self.n_lines << self.has_lsb.bit_select(half, 1), 0)),
             query.last.eq(~is_release),
         ]
@@ -164,13 +182,12 @@ class QueryIssue(wiring.Component):
                 is_release.eq(to_release.any()),
                 half.eq(Mux(to_release.any(), to_release[1], tag.half)),
                 is_lsb.eq(begin.lsb),
+                n_keys.eq(Mux(self.causal, tag.row + 1, self.n)),
             ]
             with m.If(to_release[1]):
                 m.d.sync += to_release[1].eq(0)
             with m.Elif(to_release[0]):
                 m.d.sync += to_release[0].eq(0)
-        with m.If(self.read & starts_head):
-            m.d.sync += [base.eq(next_base), next_base.eq(next_base + self.n)]
         with m.If(self.o_query.valid & self.o_query.ready & is_release):
             m.d.comb += self.freed.bit_select(half, 1).eq(1)
         return m
@@ -183,11 +200,12 @@ class Reports(wiring.Component):
     -------
     i_report : stream of :func:`hw.confidence.rtl.report_layout`
     o_selected : stream of rows for the value selection
-    o_weighted : stream of rows for the second array; a head's last one releases its half
+    o_weighted : stream of rows for the second array; a group's last one releases its half
     o_finished : stream of ``head``, ``row``, ``used_lsb``
-    n, n_lines, dim, n_values, out_shift : of the layer
-    numbers : of each half, the number of its head
-    reported : of each half, a pulse: the last row of its head is finished
+    n, n_lines, dim, causal, n_values, out_shift : of the layer
+    ends : of each half: its next row is the last of its group
+    reported : of each half, a pulse: a row is finished
+    released : of each half, a pulse: the last row of its group is finished
     """
 
     def __init__(self, config: AttentionConfig) -> None:
@@ -202,10 +220,12 @@ class Reports(wiring.Component):
                 "n": In(config.count_bits),
                 "n_lines": In(config.qk.buffer.count_bits),
                 "dim": In(2),
+                "causal": In(1),
                 "n_values": In(config.count_bits),
                 "out_shift": In(OUT_SHIFT_BITS),
-                "numbers": In(HEAD_BITS).array(2),
+                "ends": In(2),
                 "reported": Out(2),
+                "released": Out(2),
             }
         )
 
@@ -213,17 +233,13 @@ class Reports(wiring.Component):
         m = Module()
         report = self.i_report.payload
         tag = data.View(tag_layout(self.config), report.tag)
-        n_before = Signal(self.config.id_bits)
-        """Rows of the head reported before."""
-        is_last, taken = Signal(), Signal()
+        is_last = Signal()
         m.d.comb += [
-            is_last.eq(n_before == self.n - 1),
-            taken.eq(self.i_report.valid & self.i_report.ready),
+            is_last.eq(self.ends.bit_select(tag.half, 1)),
+            self.released.eq(self.reported & self.ends),
         ]
-        with m.If(taken):
-            m.d.sync += n_before.eq(Mux(is_last, 0, n_before + 1))
-            with m.If(is_last):
-                m.d.comb += self.reported.bit_select(tag.half, 1).eq(1)
+        with m.If(self.i_report.valid & self.i_report.ready):
+            m.d.comb += self.reported.bit_select(tag.half, 1).eq(1)
 
         fifos = []
         for name, out in (
@@ -240,14 +256,14 @@ class Reports(wiring.Component):
         weighted = data.View(self.o_weighted.payload.shape(), fifos[1].i.payload)
         finished = data.View(self.o_finished.payload.shape(), fifos[2].i.payload)
         m.d.comb += [
-            selected.n.eq(self.n),
+            selected.n.eq(Mux(self.causal, tag.row + 1, self.n)),
             selected.k.eq(self.n_values),
             weighted.head_dim.eq(self.dim),
             weighted.half.eq(tag.half),
             weighted.shift.eq(self.out_shift),
             weighted.release.eq(Mux(is_last, self.n_lines, 0)),
             weighted.last.eq(1),
-            finished.head.eq(Mux(tag.half, self.numbers[1], self.numbers[0])),
+            finished.head.eq(tag.head),
             finished.row.eq(tag.row),
             finished.used_lsb.eq(report.used_lsb),
         ]

@@ -20,6 +20,7 @@ from .query_ring import QueryRing
 from .rows import QueryIssue, Reports, RowSource
 from .shapes import (
     elements_layout,
+    given_importance_layout,
     head_layout,
     ids_layout,
     layer_layout,
@@ -48,7 +49,7 @@ class Attention(wiring.Component):
 
     Members
     -------
-    i_layer, i_head : see :class:`hw.attention.cascade.Cascade`
+    i_layer, i_head, i_tokens, i_token_importance, i_heads : see :class:`hw.attention.cascade.Cascade`
     o : stream of :func:`hw.attention.shapes.output_layout`; n rows for each surviving head, a head's rows in
         the order in which the confidence check finishes them
     o_token_importance, o_head_importance, o_tokens, o_heads, o_summary : see
@@ -63,6 +64,9 @@ class Attention(wiring.Component):
             {
                 "i_layer": In(stream.Signature(layer_layout(config))),
                 "i_head": In(stream.Signature(head_layout(config))),
+                "i_tokens": In(stream.Signature(ids_layout(config))),
+                "i_token_importance": In(stream.Signature(given_importance_layout(config))),
+                "i_heads": In(stream.Signature(ids_layout(config))),
                 "o": Out(stream.Signature(output_layout(config))),
                 "o_token_importance": Out(stream.Signature(elements_layout(config))),
                 "o_head_importance": Out(stream.Signature(elements_layout(config))),
@@ -87,16 +91,18 @@ class Attention(wiring.Component):
         m.submodules.loader = loader = Loader(cfg)
         m.submodules.fetch = fetch = Fetch(cfg.fetch)
         m.submodules.ring = ring = QueryRing(cfg)
-        m.submodules.source = source = RowSource(cfg)
-        m.submodules.issue = issue = QueryIssue(cfg, ring)
+        m.submodules.source = source = RowSource(cfg, ring)
+        m.submodules.issue = issue = QueryIssue(cfg)
         m.submodules.reports = reports = Reports(cfg)
         m.submodules.qk = qk = Qk(cfg.qk)
         m.submodules.softmax = softmax = ConfidentSoftmax(cfg.confidence)
         m.submodules.values = values = ValueSelect(cfg)
         m.submodules.pv = pv = Pv(cfg.pv)
 
-        outside = ("i_layer", "i_head", "o_token_importance", "o_head_importance", "o_tokens", "o_heads",
-                   "o_summary")  # fmt: skip
+        outside = (
+            *("i_layer", "i_head", "i_tokens", "i_token_importance", "i_heads"),
+            *("o_token_importance", "o_head_importance", "o_tokens", "o_heads", "o_summary"),
+        )
         for name in outside:
             inner, outer = getattr(cascade, name), getattr(self, name)
             connect(m, *((outer, inner) if name.startswith("i_") else (inner, outer)))
@@ -144,6 +150,10 @@ class Attention(wiring.Component):
         m.d.comb += [
             ring.dim.eq(layer.dim),
             source.n.eq(cascade.n_tokens),
+            source.one.eq(cascade.one),
+            loader.one.eq(cascade.one),
+            issue.causal.eq(cascade.causal),
+            reports.causal.eq(cascade.causal),
             source.progressive.eq(layer.progressive),
             source.threshold.eq(layer.threshold),
             reports.n_values.eq(layer.n_values),
@@ -190,15 +200,14 @@ class Attention(wiring.Component):
         m.d.sync += has_lsb.eq((has_lsb & ~issue.freed) | loader.lsb_wanted)
         m.d.comb += [
             issue.has_lsb.eq(has_lsb),
-            issue.release.eq(reports.reported),
+            issue.release.eq(reports.released),
             source.reported.eq(reports.reported),
+            reports.ends.eq(source.ends),
             loader.key_freed.eq(issue.freed),
         ]
         row = pv.i_row
         with m.If(row.valid & row.ready & (row.payload.release != 0)):
             m.d.comb += loader.value_freed.bit_select(row.payload.half, 1).eq(1)
-        for half, number in enumerate(source.numbers):
-            m.d.comb += reports.numbers[half].eq(number)
 
     def _probabilities(self, m: Module, softmax, cascade, values, pv) -> None:
         """Every probability counts for importance; the largest go on to the values."""

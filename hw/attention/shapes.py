@@ -2,7 +2,7 @@
 """Payloads of the attention core's streams."""
 
 from amaranth import signed
-from amaranth.lib import data
+from amaranth.lib import data, enum
 
 from hw.pv.config import PROBABILITY_BITS
 from hw.pv.config import SHIFT_BITS as OUT_SHIFT_BITS
@@ -12,17 +12,41 @@ from hw.stream.rtl import packed_layout
 from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
 
 
+class Source(enum.Enum, shape=2):  # type: ignore[call-arg]
+    """Where a layer's list of tokens, or of heads, comes from."""
+
+    GO_ON = 0
+    """What the layer before kept, with its importance."""
+    FILL = 1
+    """0..n-1, importance 0: a new sentence."""
+    GIVEN = 2
+    """``i_heads``, or ``i_tokens`` with ``i_token_importance``: the most important ``n_tokens`` of them."""
+
+
+class Rows(enum.Enum, shape=2):  # type: ignore[call-arg]
+    """Which queries a head has, and which keys they see."""
+
+    ALL = 0
+    """Every token present, all keys."""
+    CAUSAL = 1
+    """Every token present, the keys up to its own."""
+    ONE = 2
+    """The row at position 0 of the query plane, all keys: generation."""
+
+
 def layer_layout(config: AttentionConfig) -> data.StructLayout:
     """Payload of ``i_layer``: what holds for all heads of a layer.
 
-    ``first``: a new sentence of ``n_tokens`` tokens and ``n_heads`` heads; otherwise both go on from the
-    layer before, and ``n_heads`` only tells how many beats of ``i_head`` follow. ``dim`` is log2(D / 32).
-    ``n_values``, ``n_tokens_next`` and ``n_heads_next`` above what there is keep everything. ``out_shift``
-    0..7 stands for 8..15.
+    ``tokens`` and ``heads`` say where the lists come from, ``n_tokens`` how many tokens there are (FILL) or
+    stay (GIVEN), ``n_heads`` how many heads the model has: so many beats of ``i_head`` follow. ``dim`` is
+    log2(D / 32). ``n_values``, ``n_tokens_next`` and ``n_heads_next`` above what there is keep everything.
+    ``out_shift`` 0..7 stands for 8..15. ``protect_last``: the list's last token stays in every selection.
+    ``halve``: given importance counts half.
     """
     return data.StructLayout(
         {
-            "first": 1,
+            "tokens": Source,
+            "heads": Source,
             "n_tokens": config.count_bits,
             "n_heads": HEAD_BITS + 1,
             "dim": 2,
@@ -37,6 +61,9 @@ def layer_layout(config: AttentionConfig) -> data.StructLayout:
             "n_heads_next": HEAD_BITS + 1,
             "token_shift": config.token_importance.shift_bits,
             "head_shift": config.head_importance.shift_bits,
+            "rows": Rows,
+            "protect_last": 1,
+            "halve": 1,
         }
     )
 
@@ -47,7 +74,10 @@ def plane_layout(config: AttentionConfig) -> data.StructLayout:
 
 
 def head_layout(config: AttentionConfig) -> data.StructLayout:
-    """Payload of ``i_head``, one beat for each head of the model: its planes and the scales of its scores."""
+    """Payload of ``i_head``, one beat for each head of the model: its planes and the scales of its scores.
+
+    Heads of equal ``group``, next to one another, share ``k``, ``lsb`` and ``v``.
+    """
     plane = plane_layout(config)
     return data.StructLayout(
         {
@@ -59,13 +89,22 @@ def head_layout(config: AttentionConfig) -> data.StructLayout:
             "msb_shift": SHIFT_BITS,
             "lsb_multiplier": MULTIPLIER_BITS,
             "lsb_shift": SHIFT_BITS,
+            "group": HEAD_BITS,
         }
     )
 
 
 def numbered_head_layout(config: AttentionConfig) -> data.StructLayout:
-    """A surviving head: its number and what ``i_head`` said of it."""
-    return data.StructLayout({"number": HEAD_BITS, "planes": head_layout(config)})
+    """A surviving head: what ``i_head`` said of it, its number, its place in its group and in the layer."""
+    return data.StructLayout(
+        {
+            "planes": head_layout(config),
+            "number": HEAD_BITS,
+            "first_of_group": 1,
+            "last_of_group": 1,
+            "last": 1,
+        }
+    )
 
 
 def output_layout(config: AttentionConfig) -> data.StructLayout:
@@ -83,6 +122,11 @@ def output_layout(config: AttentionConfig) -> data.StructLayout:
 def ids_layout(config: AttentionConfig) -> data.StructLayout:
     """Numbers of tokens, or heads, as a packed beat."""
     return packed_layout(config.id_bits, config.lanes)
+
+
+def given_importance_layout(config: AttentionConfig) -> data.StructLayout:
+    """Importance scores as ``i_token_importance`` brings them."""
+    return packed_layout(config.token_importance.element_bits, config.token_importance.lanes)
 
 
 def elements_layout(config: AttentionConfig) -> data.StructLayout:
@@ -103,5 +147,5 @@ def summary_layout() -> data.StructLayout:
 
 
 def tag_layout(config: AttentionConfig) -> data.StructLayout:
-    """A row's name between the core's blocks."""
-    return data.StructLayout({"row": config.id_bits, "half": 1})
+    """A row's name between the core's blocks: its query's place in the list, its place in the query ring."""
+    return data.StructLayout({"row": config.id_bits, "place": config.ring_bits, "head": HEAD_BITS, "half": 1})

@@ -75,9 +75,14 @@ class ImportanceConfig:
         return (self.max_adds * ((1 << self.value_bits) - 1)).bit_length()
 
     @property
+    def max_element(self) -> int:
+        """Largest element on ``o``: the one above it is left for a token that is protected from selection."""
+        return (1 << self.element_bits) - 2
+
+    @property
     def max_shift(self) -> int:
         """Largest useful right shift on the way to ``o``."""
-        return max(0, self.score_bits - self.element_bits)
+        return self.safe_shift(self.max_adds)
 
     @property
     def shift_bits(self) -> int:
@@ -87,13 +92,16 @@ class ImportanceConfig:
     def safe_shift(self, n_adds: int) -> int:
         """Smallest right shift after which ``n_adds`` values a score cannot saturate an element.
 
-        0, so that the elements are the scores themselves, up to (2^element_bits - 1) / (2^value_bits - 1)
-        additions: 4,097 rows of probabilities at 24 bits.
+        0, so that the elements are the scores themselves, up to (2^element_bits - 2) / (2^value_bits - 1)
+        additions: 4,096 rows of probabilities at 24 bits.
         """
         if not 0 <= n_adds <= self.max_adds:
             raise ValueError(f"n_adds must be in 0..{self.max_adds}, not {n_adds}")
         largest = n_adds * ((1 << self.value_bits) - 1)
-        return max(0, largest.bit_length() - self.element_bits)
+        shift = 0
+        while largest >> shift > self.max_element:
+            shift += 1
+        return shift
 
     @property
     def index_bits(self) -> int:

@@ -10,7 +10,8 @@ With L lanes, P lanes of the selection engine, n scores held, a command taken in
 - KEEP of k positions in max(1, ceil(k / P)) beats, the last on line a: S = a + beats steps (an empty list:
   1), the first in c + START_CYCLES; the next command follows KEEP_LATENCY_CYCLES + 1 after the last step,
   one more where the packer's last beat overflows;
-- CLEAR: the next command in c + 1.
+- CLEAR: the next command in c + 1;
+- LOAD of n elements: beats in c + 1 .. c + ceil(n / L), the next command one after.
 """
 
 from collections.abc import Sequence
@@ -50,7 +51,17 @@ class Clear:
     """A new sentence."""
 
 
-Command = Add | Read | Keep | Clear
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """These scores in place of all others."""
+
+    elements: np.ndarray
+    """int64[n], n at least 1."""
+    shift: int = 0
+    halve: bool = False
+
+
+Command = Add | Read | Keep | Clear | Load
 
 
 def replay(commands: Sequence[Command], config: ImportanceConfig) -> tuple[list[int], list[int]]:
@@ -72,6 +83,9 @@ def replay(commands: Sequence[Command], config: ImportanceConfig) -> tuple[list[
                 n_held = len(command.positions)
             case Clear():
                 cycle, n_held = cycle + 1, 0
+            case Load():
+                n_held = len(command.elements)
+                cycle += 1 + add_cycles([n_held], config)
     return taken, outputs
 
 

@@ -41,15 +41,35 @@ class Importance:
         grown[start:end] += values
         self.scores = grown
 
+    def load(self, elements: torch.Tensor, shift: int, *, halve: bool = False) -> None:
+        """Scores element * 2^shift in place of all others; with ``halve`` half of that, rounded down.
+
+        Parameters
+        ----------
+        elements : int64[n], 0..2**element_bits - 1, and a score at most: below 2**(score_bits - shift); n in
+            1..n_max
+        shift : int, 0..max_shift
+        """
+        if not 0 <= shift <= self.config.max_shift:
+            raise ValueError(f"shift must be in 0..{self.config.max_shift}, not {shift}")
+        limit = 1 << min(self.config.element_bits, self.config.score_bits - shift)
+        if not 1 <= elements.numel() <= self.config.n_max:
+            raise ValueError(f"elements must be 1..{self.config.n_max}, not {elements.numel()}")
+        if not (int(elements.min()) >= 0 and int(elements.max()) < limit):
+            raise ValueError(
+                f"elements must be in 0..{limit - 1}, not {int(elements.min())}..{int(elements.max())}"
+            )
+        self.scores = (elements << shift) >> halve
+
     def elements(self, shift: int) -> torch.Tensor:
-        """Scores for the selection engine: min(floor(score / 2^shift), 2^element_bits - 1), int64[n].
+        """Scores for the selection engine: min(floor(score / 2^shift), 2^element_bits - 2), int64[n].
 
         With :meth:`ImportanceConfig.safe_shift` nothing saturates, and two tokens change places only where
         their scores differ by less than 2^shift.
         """
         if not 0 <= shift <= self.config.max_shift:
             raise ValueError(f"shift must be in 0..{self.config.max_shift}, not {shift}")
-        return (self.scores >> shift).clamp(max=(1 << self.config.element_bits) - 1)
+        return (self.scores >> shift).clamp(max=self.config.max_element)
 
     def keep(self, positions: torch.Tensor) -> None:
         """Only these positions stay, in their order; their scores go on cumulatively.

@@ -13,7 +13,7 @@ from hw.zero_eliminator.rtl import ZeroEliminator
 from .config import ImportanceConfig
 
 
-class Op(enum.Enum, shape=2):  # type: ignore[call-arg]
+class Op(enum.Enum, shape=3):  # type: ignore[call-arg]
     """What a command asks for."""
 
     ADD = 0
@@ -24,6 +24,9 @@ class Op(enum.Enum, shape=2):  # type: ignore[call-arg]
     """Take the next list of ``i_kept``; only those positions stay."""
     CLEAR = 3
     """Forget all scores: a new sentence."""
+    LOAD = 4
+    """Take the scores on ``i_load`` in place of all others, shifted left by ``shift``; with ``halve`` half of
+    each, rounded down."""
 
 
 def command_layout(config: ImportanceConfig) -> data.StructLayout:
@@ -34,6 +37,7 @@ def command_layout(config: ImportanceConfig) -> data.StructLayout:
             "line": range(config.max_lines),
             "n_rows": config.rows_bits,
             "shift": config.shift_bits,
+            "halve": 1,
         }
     )
 
@@ -51,6 +55,7 @@ class Importance(wiring.Component):
     - KEEP: the memory is packed in place, one step a cycle: each step goes on to the next line or to the
       next beat of positions. Writing never overtakes reading, since a line is full only after as many lines
       have been read.
+    - LOAD: one beat a cycle.
 
     Cycles: :mod:`hw.importance.cycles`.
 
@@ -61,7 +66,9 @@ class Importance(wiring.Component):
         at and above ``count`` must be 0
     i_kept : stream of :func:`hw.stream.rtl.packed_layout` of positions, ascending, below the number of
         scores; ``last`` at the end of a list, whose final beat is empty only if the list is
-    o : stream of :func:`hw.stream.rtl.packed_layout` of min(score >> shift, 2^element_bits - 1); dense
+    i_load : stream of :func:`hw.stream.rtl.packed_layout` of elements, one dense row for each LOAD, of at
+        least one element, each below 2^(score_bits - shift); lanes at and above ``count`` are ignored
+    o : stream of :func:`hw.stream.rtl.packed_layout` of min(score >> shift, ``config.max_element``); dense
     """
 
     def __init__(self, config: ImportanceConfig) -> None:
@@ -71,6 +78,7 @@ class Importance(wiring.Component):
                 "i_command": In(stream.Signature(command_layout(config))),
                 "i": In(stream.Signature(packed_layout(config.value_bits, config.lanes))),
                 "i_kept": In(stream.Signature(packed_layout(config.index_bits, config.kept_lanes))),
+                "i_load": In(stream.Signature(packed_layout(config.element_bits, config.lanes))),
                 "o": Out(stream.Signature(packed_layout(config.element_bits, config.kept_lanes))),
             }
         )
@@ -90,9 +98,10 @@ class Importance(wiring.Component):
         """Positions with a score; the memory's content beyond them means nothing."""
         line, first_line = Signal(range(cfg.max_lines)), Signal(range(cfg.max_lines))
         n_rows = Signal(cfg.rows_bits)
-        adding = Signal()
+        adding, loading = Signal(), Signal()
         to_state = Signal()
         """Which of READ and KEEP starts."""
+        halve = Signal()
         command = self.i_command.payload
         m.d.comb += [
             reader.scores.eq(read.data),
@@ -116,6 +125,7 @@ class Importance(wiring.Component):
                         remaining.eq(n_held),
                         reader.shift.eq(command.shift),
                         to_state.eq(command.op == Op.KEEP),
+                        halve.eq(command.halve),
                     ]
                     with m.Switch(command.op):
                         with m.Case(Op.ADD):
@@ -124,6 +134,8 @@ class Importance(wiring.Component):
                                 m.next = "ADD"
                         with m.Case(Op.CLEAR):
                             m.d.sync += n_held.eq(0)
+                        with m.Case(Op.LOAD):
+                            m.next = "LOAD"
                         with m.Default():
                             m.next = "START"
             with m.State("ADD"):
@@ -138,6 +150,13 @@ class Importance(wiring.Component):
                         m.d.sync += n_rows.eq(n_rows - 1)
                         with m.If(n_rows == 1):
                             m.next = "IDLE"
+            with m.State("LOAD"):
+                m.d.comb += [self.i_load.ready.eq(1), loading.eq(self.i_load.valid)]
+                with m.If(loading):
+                    m.d.sync += line.eq(line + 1)
+                    with m.If(self.i_load.payload.last):
+                        m.d.sync += n_held.eq((line << cfg.lane_bits) + self.i_load.payload.count)
+                        m.next = "IDLE"
             with m.State("START"):
                 # The last sums of an ADD are written meanwhile.
                 m.next = "READ"
@@ -178,12 +197,28 @@ class Importance(wiring.Component):
 
         m.d.comb += [packing.kept.eq(self.i_kept.payload), packing.line.eq(line)]
         write_add = self._add(m, adding, line, n_held, read.data)
+        loaded = self._load(m, loading, line, reader.shift, halve)
         m.d.comb += [
-            write.en.eq(write_add.valid | packing.write),
-            write.addr.eq(Mux(packing.write, packing.write_line, write_add.line)),
-            write.data.eq(Mux(packing.write, packing.packed, Cat(write_add.sums))),
+            write.en.eq(write_add.valid | packing.write | loaded.valid),
+            write.addr.eq(write_add.line),
+            write.data.eq(Cat(write_add.sums)),
         ]
+        with m.If(packing.write):
+            m.d.comb += [write.addr.eq(packing.write_line), write.data.eq(packing.packed)]
+        with m.Elif(loaded.valid):
+            m.d.comb += [write.addr.eq(loaded.line), write.data.eq(Cat(loaded.sums))]
         return m
+
+    def _load(self, m: Module, loading: Value, line: Value, shift: Value, halve: Value) -> "_Sums":
+        """The beat taken, as scores, a cycle later."""
+        cfg = self.config
+        loaded = _Sums(cfg, "loaded")
+        m.d.sync += [loaded.valid.eq(loading), loaded.line.eq(line)]
+        for lane, score in enumerate(loaded.sums):
+            shifted = Signal(cfg.score_bits, name=f"load{lane}")
+            m.d.comb += shifted.eq(self.i_load.payload.data[lane] << shift)
+            m.d.sync += score.eq(Mux(halve, shifted[1:], shifted))
+        return loaded
 
     def _add(self, m: Module, adding: Value, line: Value, n_held: Value, stored: Value) -> "_Sums":
         """Memory read, then addition; sums of the two beats before are not in the memory's answer yet."""
@@ -281,7 +316,7 @@ class _Reader(wiring.Component):
                 counts[1].eq(counts[0]),
                 end.payload.count.eq(counts[1]),
             ]
-        largest = (1 << cfg.element_bits) - 1
+        largest = cfg.max_element
         for lane in range(cfg.lanes):
             score = self.scores.word_select(lane, cfg.score_bits)
             shifted = Signal(cfg.score_bits, name=f"shifted{lane}", reset_less=True)

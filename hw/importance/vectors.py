@@ -10,10 +10,10 @@ from hw.harness.job import Beats, Case, pack_fields
 from hw.stream.rows import dense_beats
 
 from .config import MAX_QUERIES, ImportanceConfig
-from .cycles import Add, Clear, Command, Keep, Read, replay
+from .cycles import Add, Clear, Command, Keep, Load, Read, replay
 from .golden import Importance
 
-OPS = {Add: 0, Read: 1, Keep: 2, Clear: 3}
+OPS = {Add: 0, Read: 1, Keep: 2, Clear: 3, Load: 4}
 
 
 def cases(config: ImportanceConfig, *, seed: int, n_random: int) -> list[Case]:
@@ -26,6 +26,7 @@ def cases(config: ImportanceConfig, *, seed: int, n_random: int) -> list[Case]:
         case("rows of one line", list(_short_rows(config, rng)), config),
         case("a line again after others", list(_lines_apart(config, rng)), config),
         case("what is kept", list(_kept(config, rng)), config),
+        case("scores from outside", list(_loaded(config, rng)), config),
         case("sentences", list(_sentences(n_random, config, rng)), config),
     ]
 
@@ -88,6 +89,23 @@ def _kept(config: ImportanceConfig, rng: np.random.Generator) -> Iterator[Comman
         yield Read(shift=config.max_shift // 2)
 
 
+def _loaded(config: ImportanceConfig, rng: np.random.Generator) -> Iterator[Command]:
+    """Odd and largest elements, every shift; what is added, read and kept goes on from there."""
+    yield Add(rows=_rows(config.lanes + 1, config, rng))
+    for shift in range(config.max_shift + 1):
+        for n in (1, config.lanes, config.lanes + 1, config.kept_lanes + 1):
+            halve = bool(rng.random() < 0.5)
+            largest = (1 << min(config.element_bits, config.score_bits - shift)) - 1
+            elements = rng.integers(0, largest + 1, n)
+            elements[0] = largest
+            yield Load(elements=elements, shift=shift, halve=halve)
+            yield Read(shift=shift)
+            yield Load(elements=elements >> 2, shift=shift, halve=True)
+            yield Add(rows=_rows(n, config, rng))
+            yield Keep(positions=np.arange(0, n, 2))
+            yield Read()
+
+
 def _rows(n: int, config: ImportanceConfig, rng: np.random.Generator) -> list[np.ndarray]:
     return [_values(n, config, rng)]
 
@@ -124,6 +142,7 @@ def _sentences(n_layers: int, config: ImportanceConfig, rng: np.random.Generator
 def case(name: str, commands: Sequence[Command], config: ImportanceConfig) -> Case:
     """Commands back to back, rows and positions offered as early as they are taken."""
     rows, kept, outputs = _played(commands, config)
+    loaded = [command.elements for command in commands if isinstance(command, Load)]
     on_time = np.array(replay(commands, config)[1], dtype=np.int64)
     return Case(
         name=name,
@@ -131,6 +150,7 @@ def case(name: str, commands: Sequence[Command], config: ImportanceConfig) -> Ca
             "i_command": _commands(commands, config),
             "i": dense_beats(rows, config.lanes, config.value_bits),
             "i_kept": dense_beats(kept, config.kept_lanes, config.index_bits),
+            "i_load": dense_beats(loaded, config.lanes, config.element_bits),
         },
         expected={"o": dense_beats(outputs, config.kept_lanes, config.element_bits)},
         expected_cycles={"o": on_time},
@@ -158,6 +178,9 @@ def _played(
                 kept.append(command.positions)
             case Clear():
                 golden.clear()
+            case Load():
+                elements = torch.from_numpy(command.elements)
+                golden.load(elements, command.shift, halve=command.halve)
     return rows, kept, outputs
 
 
@@ -167,12 +190,13 @@ def _commands(commands: Sequence[Command], config: ImportanceConfig) -> Beats:
         raise ValueError(f"n_rows must be in 0..{MAX_QUERIES}, not {n_rows.max()}")
     return pack_fields(
         [
-            (np.array([OPS[type(command)] for command in commands]), 2),
+            (np.array([OPS[type(command)] for command in commands]), 3),
             (
                 np.array([getattr(command, "line", 0) for command in commands]),
                 (config.max_lines - 1).bit_length(),
             ),
             (n_rows, config.rows_bits),
             (np.array([getattr(command, "shift", 0) for command in commands]), config.shift_bits),
+            (np.array([getattr(command, "halve", False) for command in commands], dtype=int), 1),
         ]
     )

@@ -69,13 +69,13 @@ def test_no_sum_can_overflow_and_a_safe_shift_never_saturates(config):
     assert config.max_adds * largest >= 1 << (config.score_bits - 1)
     for n_adds in {0, 1, config.max_adds // 2, config.max_adds}:
         shift = config.safe_shift(n_adds)
-        assert (n_adds * largest) >> shift < 1 << config.element_bits
-        assert shift == 0 or (n_adds * largest) >> (shift - 1) >= 1 << config.element_bits
+        assert (n_adds * largest) >> shift <= config.max_element
+        assert shift == 0 or (n_adds * largest) >> (shift - 1) > config.max_element
         assert shift <= config.max_shift
 
 
 def test_widths_of_the_chip():
-    assert (CHIP.score_bits, CHIP.max_shift, CHIP.safe_shift(4097), CHIP.safe_shift(4098)) == (34, 10, 0, 1)
+    assert (CHIP.score_bits, CHIP.max_shift, CHIP.safe_shift(4096), CHIP.safe_shift(4097)) == (34, 10, 0, 1)
     heads = BLOCKS["head_importance"].config(preset("paper"))
     assert (heads.value_bits, heads.score_bits) == (19, 35)
     assert heads == head_config(kept_lanes=16, magnitude_bits=19, element_bits=24)
