@@ -329,6 +329,98 @@ def language(
     _train(task, as_json=as_json)
 
 
+DATA_HELP = "emoji-smileys, emoji-animals, emoji-foods, fashion, or a folder of pictures."
+POLICY_HELP = "DiffAugment: a list of color, translation, cutout; none is off."
+
+
+@train_app.command()
+def diffaugment(
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "emoji-smileys",
+    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = None,
+    conditional: Annotated[bool, typer.Option("--conditional", help="Use the classes (fashion).")] = False,
+    resolution: Annotated[int, typer.Option(help="Pixels of a side: 16, 32, 64 or 128.")] = 32,
+    augment: Annotated[str, typer.Option(help=POLICY_HELP)] = "color,translation,cutout",
+    loss: Annotated[str, typer.Option(help="nonsaturating or hinge.")] = "nonsaturating",
+    r1_weight: Annotated[float, typer.Option(help="Gamma of the R1 penalty; 0 is off.")] = 1.0,
+    r1_on: Annotated[str, typer.Option(help="raw or augmented reals.")] = "raw",
+    mirror: Annotated[bool, typer.Option(help="Flip half of the real pictures.")] = True,
+    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of both networks.")] = 2e-3,
+    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Also of the sample grids.")] = 250,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+    start: Annotated[Path | None, typer.Option(help="Folder of a finished run to go on from.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints, weights and sample grids.")] = Path(
+        "results/train/diffaugment"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """A small StyleGAN2 on few pictures, with DiffAugment. An interrupted run goes on where it stopped."""
+    with user_input():
+        from algo.gan.data import load_images
+        from algo.gan.loop import LoopConfig
+        from algo.gan.training import GanConfig
+        from benchmarks.gan.training import chosen_data, prepare_diffaugment
+
+        config = GanConfig(
+            batch_size=batch_size, learning_rate=learning_rate, loss=loss,
+            augment="" if augment == "none" else augment, r1_weight=r1_weight, r1_on=r1_on, mirror=mirror,
+            device=device,
+        )  # fmt: skip
+        loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
+        chosen = chosen_data(load_images(data, resolution), pictures, conditional=conditional)
+        task = prepare_diffaugment(chosen, config, loop, out, start)
+    _train(task, as_json=as_json)
+
+
+@train_app.command()
+def anycost(
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "emoji-smileys",
+    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = None,
+    resolution: Annotated[int, typer.Option(help="Pixels of a side: 16, 32, 64 or 128.")] = 32,
+    n_resolutions: Annotated[int, typer.Option(min=1, help="Outputs that are images: the last levels.")] = 3,
+    channels: Annotated[str, typer.Option(help="Sub-generators: uniform, flexible, or full for none.")] = (
+        "uniform"
+    ),
+    conditioned: Annotated[
+        bool, typer.Option(help="Tell the discriminator which sub-generator it sees.")
+    ] = True,
+    distillation: Annotated[
+        float, typer.Option(help="Weight of the distance to the teacher; 0 is off.")
+    ] = 2.0,
+    augment: Annotated[str, typer.Option(help=POLICY_HELP)] = "color,translation,cutout",
+    r1_weight: Annotated[float, typer.Option(help="Gamma of the R1 penalty; 0 is off.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=3, help="All three stages: 40, 20 and 40 %.")] = 3000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of both networks.")] = 2e-3,
+    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Also of the sample grids.")] = 250,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of the three stages.")] = Path("results/train/anycost"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Anycost GAN: one generator whose sub-generators all make images. An interrupted run goes on."""
+    with user_input():
+        from algo.gan.data import load_images
+        from algo.gan.loop import LoopConfig
+        from algo.gan.training import Elastic, GanConfig
+        from benchmarks.gan.training import chosen_data, prepare_anycost
+
+        config = GanConfig(
+            batch_size=batch_size, learning_rate=learning_rate, r1_weight=r1_weight,
+            augment="" if augment == "none" else augment, device=device,
+        )  # fmt: skip
+        elastic = Elastic(
+            resolutions=tuple(resolution >> i for i in range(n_resolutions)), n_sampled=min(2, n_resolutions),
+            channels=channels, conditioned=conditioned, distillation=distillation,
+        )  # fmt: skip
+        loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
+        chosen = chosen_data(load_images(data, resolution), pictures, conditional=False)
+        task = prepare_anycost(chosen, config, elastic, loop, out)
+    _train(task, as_json=as_json)
+
+
 def _train(task: Callable[..., dict[str, Any]], *, as_json: bool) -> None:
     from benchmarks.quality.progress import progress_bar
 
