@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Sentences for the attention core, and all that must come out of it."""
+"""Sentences, prompts and new tokens for the attention core, and all that must come out of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ import torch
 from hw.confidence.config import LSB_BITS
 from hw.fetch.config import ATOM_BYTES
 from hw.fetch.cycles import MemoryTiming
-from hw.fetch.layout import Plane
 from hw.fetch.vectors import memories
 from hw.harness.job import Beats, Case, pack_fields
 from hw.softmax.config import row_scale
@@ -18,9 +18,9 @@ from hw.stream.rows import dense_beats
 
 from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
 from .cycles import LayerTrace, replay
-from .golden import AttentionGolden, LayerResult
-from .layers import HeadInput, LayerInput
-from .program import PlaneBits, Program, program
+from .golden import AttentionGolden, Eviction, LayerResult
+from .layers import GivenTokens, HeadInput, LayerInput, Rows
+from .program import Pass, PlaneBits, Planes, changed_heads, id_beats, planes_of, programs
 from .trace import traces
 
 MEMORY = MemoryTiming(latency_cycles=20)
@@ -39,7 +39,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How a random sentence is pruned and quantised."""
+    """How a random pass is pruned and quantised."""
 
     token_keep: float = 1.0
     """Share of a layer's tokens that go on to the next; heads and values likewise."""
@@ -52,52 +52,169 @@ class Options:
     threshold: int = 400
     favourite: int | None = None
     """A token to which all others attend."""
+    rows: Rows = "all"
+    protect_last: bool = False
+    group_size: int = 1
+    """Heads that share K and V."""
+    token_shift: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sentence:
-    """One sentence: what the core is given, and what golden makes of it."""
+class Sentence(Pass):
+    """One pass: what the core is given, and what golden makes of it."""
 
-    layers: Sequence[LayerInput]
     results: Sequence[LayerResult]
-    bits: PlaneBits
+    eviction: Eviction | None = None
+    """Where a list of tokens was given."""
 
 
 def sentence(shape: Shape, options: Options, config: AttentionConfig, rng: np.random.Generator) -> Sentence:
     """Random numbers of full range, so that sums come to their limits; scales at which softmax decides."""
-    golden = AttentionGolden(config, shape.n_tokens, shape.n_heads)
-    layers, results = [], []
-    for _ in range(shape.n_layers):
-        layer = LayerInput(
-            heads=[_head(shape, options, rng) for _ in range(shape.n_heads)],
-            progressive=options.progressive,
-            threshold=options.threshold,
-            n_values=_share(options.value_keep, len(golden.tokens)),
-            out_shift=int(rng.integers(8, 13)),
-            n_tokens_next=_share(options.token_keep, len(golden.tokens)),
-            n_heads_next=_share(options.head_keep, len(golden.heads)),
-            head_shift=int(rng.integers(0, 3)),
+    return computed(
+        Pass(layers=_layers(shape, options, shape.n_tokens, {}, rng), bits=_bits(options)), config
+    )
+
+
+def one_token(
+    shape: Shape,
+    options: Options,
+    given: GivenTokens,
+    config: AttentionConfig,
+    rng: np.random.Generator,
+    heads: Mapping[int, Sequence[int]] | None = None,
+) -> Sentence:
+    """A pass that begins with a given list, random as :func:`sentence`; ``shape.n_tokens`` positions."""
+    n_tokens = min(given.n_keep, len(given.tokens))
+    layers = _layers(shape, options, n_tokens, heads or {}, rng)
+    return computed(Pass(layers=layers, bits=_bits(options), given=given, heads=heads or {}), config)
+
+
+def generation(
+    shape: Shape,
+    options: Options,
+    n_new: int,
+    config: AttentionConfig,
+    rng: np.random.Generator,
+    *,
+    sequence: int,
+    halve: bool = False,
+) -> list[Sentence]:
+    """A prompt of ``shape.n_tokens`` tokens, which all stay, and ``n_new`` passes of one token more.
+
+    Between passes the importance of tokens lies outside, by position. A token that a layer drops is there
+    again in the next pass; one that is evicted at its beginning is not.
+    """
+    n_all = shape.n_tokens + n_new
+    layers = _layers(replace(shape, n_tokens=n_all), replace(options, rows="all"), n_all, {}, rng)
+    prompt = [replace(_part(one, 0, shape.n_tokens, "causal"), n_tokens_next=n_all) for one in layers]
+    done = [computed(Pass(layers=prompt, bits=_bits(options), sequence=sequence), config)]
+    heads = changed_heads([result.heads.tolist() for result in done[0].results], shape.n_heads)
+    importance = np.zeros(n_all, dtype=np.int64)
+    tokens = np.arange(shape.n_tokens)
+    for position in range(shape.n_tokens, n_all):
+        for result in done[-1].results:
+            importance[result.tokens] = result.token_importance
+        tokens = np.append(tokens, position)
+        n_keep = _share(options.token_keep, len(tokens))
+        given = GivenTokens(tokens=tokens, importance=importance[tokens], n_keep=n_keep, halve=halve)
+        new = []
+        for layer in layers:
+            n_keep = _share(options.token_keep, n_keep)
+            new.append(replace(_part(layer, position, position + 1, "one"), n_tokens_next=n_keep))
+        one = Pass(layers=new, bits=_bits(options), given=given, heads=heads, sequence=sequence)
+        done.append(computed(one, config))
+        tokens = done[-1].results[0].tokens.numpy()
+    return done
+
+
+def computed(one: Pass, config: AttentionConfig) -> Sentence:
+    """The pass through the golden model."""
+    first, given, n_heads = one.layers[0], one.given, len(one.layers[0].heads)
+    if given is None:
+        golden = AttentionGolden(config, one.n_positions, n_heads)
+    else:
+        golden = AttentionGolden.given(
+            config,
+            given.tokens,
+            given.importance,
+            given.n_keep,
+            one.n_positions,
+            n_heads,
+            first.token_shift,
+            given.halve,
+            first.protect_last,
         )
-        layers.append(layer)
-        results.append(golden.layer(layer))
-    bits = PlaneBits(q=options.q_bits, k=options.k_bits, v=options.v_bits)
-    return Sentence(layers=layers, results=results, bits=bits)
+    results = [golden.layer(layer, one.heads.get(number)) for number, layer in enumerate(one.layers)]
+    known = {name.name: getattr(one, name.name) for name in fields(Pass)}
+    return Sentence(**known, results=results, eviction=golden.eviction)
+
+
+def _bits(options: Options) -> PlaneBits:
+    return PlaneBits(q=options.q_bits, k=options.k_bits, v=options.v_bits)
+
+
+def _part(layer: LayerInput, first: int, stop: int, rows: Rows) -> LayerInput:
+    """Of all positions the queries ``first`` to ``stop``, and the keys up to them."""
+    heads = [replace(head, q=head.q[first:stop], k=head.k[:stop], v=head.v[:stop]) for head in layer.heads]
+    return replace(layer, heads=heads, rows=rows)
 
 
 def _share(ratio: float, n: int) -> int:
     return max(1, int(ratio * n))
 
 
-def _head(shape: Shape, options: Options, rng: np.random.Generator) -> HeadInput:
+def _layers(
+    shape: Shape,
+    options: Options,
+    n_tokens: int,
+    given_heads: Mapping[int, Sequence[int]],
+    rng: np.random.Generator,
+) -> list[LayerInput]:
+    """``n_tokens`` are present in the first one."""
+    layers = []
+    n_heads = shape.n_heads
+    for number in range(shape.n_layers):
+        if number in given_heads:
+            n_heads = len(given_heads[number])
+        layers.append(_layer(shape, options, n_tokens, n_heads, rng))
+        n_tokens, n_heads = layers[-1].n_tokens_next, layers[-1].n_heads_next
+    return layers
+
+
+def _layer(
+    shape: Shape, options: Options, n_tokens: int, n_heads: int, rng: np.random.Generator
+) -> LayerInput:
+    heads: list[HeadInput] = []
+    for number in range(shape.n_heads):
+        heads.append(_head(shape, options, heads[-1] if number % options.group_size else None, rng))
+    return LayerInput(
+        heads=heads,
+        progressive=options.progressive,
+        threshold=options.threshold,
+        n_values=_share(options.value_keep, n_tokens),
+        out_shift=int(rng.integers(8, 13)),
+        n_tokens_next=_share(options.token_keep, n_tokens),
+        n_heads_next=_share(options.head_keep, n_heads),
+        token_shift=options.token_shift,
+        head_shift=int(rng.integers(0, 3)),
+        rows=options.rows,
+        protect_last=options.protect_last,
+        groups=None if options.group_size == 1 else [n // options.group_size for n in range(shape.n_heads)],
+    )
+
+
+def _head(shape: Shape, options: Options, neighbour: HeadInput | None, rng: np.random.Generator) -> HeadInput:
+    """With the K and V of its ``neighbour``, if that is of its group."""
     lsb_bits = LSB_BITS * options.progressive
 
-    def numbers(bits: int) -> torch.Tensor:
+    def numbers(n_rows: int, bits: int) -> torch.Tensor:
         bound = 1 << (bits - 1)
-        values = rng.integers(-bound, bound, (shape.n_tokens, shape.head_dim))
+        values = rng.integers(-bound, bound, (n_rows, shape.head_dim))
         extreme = rng.random(values.shape) < 0.02
         return torch.from_numpy(np.where(extreme, rng.choice([-bound, bound - 1], values.shape), values))
 
-    q, k = numbers(options.q_bits), numbers(options.k_bits + lsb_bits)
+    q = numbers(1 if options.rows == "one" else shape.n_tokens, options.q_bits)
+    k = neighbour.k if neighbour else numbers(shape.n_tokens, options.k_bits + lsb_bits)
     if options.favourite is not None:
         q = q.abs().clamp(max=(1 << (options.q_bits - 1)) - 1)
         k[options.favourite] = (1 << (options.k_bits + lsb_bits - 1)) - 1
@@ -106,7 +223,7 @@ def _head(shape: Shape, options: Options, rng: np.random.Generator) -> HeadInput
     return HeadInput(
         q=q,
         k=k,
-        v=numbers(options.v_bits),
+        v=neighbour.v if neighbour else numbers(shape.n_tokens, options.v_bits),
         msb_scale=row_scale(step * (1 << lsb_bits)),
         lsb_scale=row_scale(step),
     )
@@ -121,37 +238,57 @@ def case(
     jitter_cycles: int = 0,
     max_cycles: int | None = None,
 ) -> Case:
-    """Sentences through the core, one after the other; each in a part of the memory of its own.
+    """Passes through the core, one after the other; each sequence in a part of the memory of its own.
 
     With ``jitter_cycles`` the memory answers after a random time, see :class:`hw.harness.memory.Memory`.
     """
-    programs: list[Program] = []
-    timed: list[LayerTrace] = []
-    for one in sentences:
-        before = sum(len(done.atoms) for done in programs)
-        programs.append(program(one.layers, one.bits, config, first_atom=before))
-        timed += traces(one.layers, one.results, one.bits, first_atom=before)
+    program = programs(sentences, config)
     results = [result for one in sentences for result in one.results]
+    selecting = [
+        r
+        for one in sentences
+        for r, layer in zip(one.results, one.layers, strict=True)
+        if layer.rows != "one"
+    ]
+    token_lists = [kept for one in sentences for kept in _token_lists(one)]
     n_rows = sum(len(result.order) for result in results)
-    atoms = np.concatenate([one.atoms for one in programs])
+    timed = not jitter_cycles and all(_is_timed(one) for one in sentences)
     return Case(
         name=name,
-        inputs={
-            "i_layer": np.concatenate([one.layers for one in programs]),
-            "i_head": np.concatenate([one.heads for one in programs]),
-        },
+        inputs=program.inputs,
         expected={
             "o": np.concatenate([_outputs(result, config) for result in results]),
-            "o_token_importance": _elements([r.token_importance for r in results], config),
-            "o_head_importance": _elements([r.head_importance for r in results], config),
-            "o_tokens": _ids([r.next_tokens for r in results], config),
-            "o_heads": _ids([r.next_heads for r in results], config),
+            "o_token_importance": _elements([importance for importance, _ in token_lists], config),
+            "o_head_importance": _elements([r.head_importance for r in selecting], config),
+            "o_tokens": id_beats([kept for _, kept in token_lists], config),
+            "o_heads": id_beats([r.next_heads for r in selecting], config),
             "o_summary": np.concatenate([_summaries(one) for one in sentences]),
         },
-        expected_cycles={} if jitter_cycles else replay(timed, config, memory).by_stream,
-        memories=memories(atoms, config.fetch.crossbar, memory, jitter_cycles),
-        max_cycles=max_cycles or 3000 + 400 * n_rows,
+        expected_cycles=replay(_timed_layers(sentences), config, memory).by_stream if timed else {},
+        memories=memories(program.atoms, config.fetch.crossbar, memory, jitter_cycles),
+        max_cycles=max_cycles or 3000 + 400 * n_rows + 400 * len(results),
     )
+
+
+def _token_lists(one: Sentence) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of every selection of tokens the elements, and what was kept."""
+    first = [(one.eviction.importance, one.eviction.kept)] if one.eviction is not None else []
+    return first + [(result.token_importance, result.next_tokens) for result in one.results]
+
+
+def _is_timed(one: Sentence) -> bool:
+    """Whether the cycle model covers it."""
+    plain = all(layer.rows == "all" and layer.groups is None for layer in one.layers)
+    return plain and one.given is None and not one.heads and one.sequence is None
+
+
+def _timed_layers(sentences: Sequence[Sentence]) -> list[LayerTrace]:
+    timed: list[LayerTrace] = []
+    n_atoms = 0
+    for one in sentences:
+        timed += traces(one.layers, one.results, one.bits, first_atom=n_atoms)
+        n_atoms += sum(plane.n_atoms for of_layer in planes_of([one])[0] for plane in of_layer.values())
+    return timed
 
 
 def _outputs(result: LayerResult, config: AttentionConfig) -> Beats:
@@ -174,34 +311,37 @@ def _elements(lists: Sequence[torch.Tensor], config: AttentionConfig) -> Beats:
     return dense_beats([x.numpy() for x in lists], config.lanes, config.token_importance.element_bits)
 
 
-def _ids(lists: Sequence[torch.Tensor], config: AttentionConfig) -> Beats:
-    return dense_beats([x.numpy() for x in lists], config.lanes, config.id_bits)
-
-
 def _summaries(one: Sentence) -> Beats:
-    rows = [_summary(layer, result, one.bits) for layer, result in zip(one.layers, one.results, strict=True)]
+    planes = planes_of([one])[0]
+    rows = [_summary(*of_layer) for of_layer in zip(one.layers, one.results, planes, strict=True)]
     widths = (TRAFFIC_BITS, TRAFFIC_BITS, COUNT_BITS, COUNT_BITS)
     return pack_fields(list(zip(np.array(rows, dtype=np.int64).T, widths, strict=True)))
 
 
-def _summary(layer: LayerInput, result: LayerResult, bits: PlaneBits) -> tuple[int, int, int, int]:
+def _summary(layer: LayerInput, result: LayerResult, planes: Planes) -> tuple[int, int, int, int]:
     """Bytes wanted, bytes of the atoms that hold them, rows, rows with LSBs.
 
-    Each surviving head's queries, keys and values once; its LSB plane if any of its rows needed it.
+    Each surviving head's queries once; keys and values of each group of which a head survives once, and its
+    LSB plane if any row of those heads needed it.
     """
-    n_tokens, head_dim = layer.heads[0].q.shape
     ideal = moved = 0
-    for place, head in enumerate(result.heads.tolist()):
-        widths = [bits.q, bits.k, bits.v]
-        if bool(result.used_lsb[place].any()):
-            widths.append(LSB_BITS)
-        for width in widths:
-            plane = Plane(
-                base_atom=0, n_heads=len(layer.heads), n_tokens=n_tokens, head_dim=head_dim, bits=width
-            )
-            request = plane.request(head, 1)
-            ideal += request.ideal_bytes(len(result.tokens))
-            moved += request.moved_bytes(len(result.tokens))
+
+    def fetch(name: str, number: int, n_rows: int) -> None:
+        nonlocal ideal, moved
+        request = planes[name].request(number, 1)
+        ideal += request.ideal_bytes(n_rows)
+        moved += request.moved_bytes(n_rows)
+
+    n_keys, n_queries = len(result.tokens), result.used_lsb.shape[1]
+    used_lsb: dict[int, bool] = {}
+    """By group."""
+    for rows, head in zip(result.used_lsb, result.heads.tolist(), strict=True):
+        fetch("q", head, n_queries)
+        group = layer.head_groups[head]
+        used_lsb[group] = used_lsb.get(group, False) or bool(rows.any())
+    for group, used in used_lsb.items():
+        for name in ("k", "v", "lsb") if used else ("k", "v"):
+            fetch(name, group, n_keys)
     assert moved % ATOM_BYTES == 0
     return ideal, moved, len(result.order), int(result.used_lsb.sum())
 
@@ -235,6 +375,75 @@ def cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
     for number in range(n_random):
         one = sentence(*_any(config, rng), config, rng)
         runs.append(case(f"random {number}", [one], config, jitter_cycles=30 * (number % 2)))
+    return [*runs, *decoder_cases(config, seed=seed, n_random=n_random)]
+
+
+def decoder_cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
+    """Causal prompts, new tokens, grouped heads: chosen corners, then ``n_random`` runs of generation."""
+    rng = np.random.default_rng(seed)
+    small, lanes = config.qk.head_dims[0], config.lanes
+    pruned = Options(token_keep=0.7, value_keep=0.6, protect_last=True, threshold=1200)
+    causal = replace(pruned, rows="causal")
+    one = replace(pruned, rows="one")
+
+    def prompt(n_tokens: int, options: Options, n_heads: int = 2) -> list[Sentence]:
+        return [sentence(Shape(n_tokens, n_heads, small, 2), options, config, rng)]
+
+    def new(shape: Shape, options: Options, given: GivenTokens, heads: Any = None) -> list[Sentence]:
+        return [one_token(shape, options, given, config, rng, heads)]
+
+    def tokens(n: int, n_keep: int, importance: Any = None, **changes: Any) -> GivenTokens:
+        """The first ``n``, of random importance where none is given."""
+        scores = rng.integers(0, 4000, n) if importance is None else np.array(importance)
+        return GivenTokens(tokens=np.arange(n), importance=scores, n_keep=n_keep, **changes)
+
+    gaps = GivenTokens(tokens=np.array([1, 2, 5, 6, 9, 12, 13]), importance=np.arange(7) * 99 % 350, n_keep=5)
+    most = config.token_importance.max_element
+    groups = {0: [0, 1, 2, 7], 1: [1, 7]}
+    three = replace(one, group_size=3)
+    sentence_before, sentence_after = (prompt(6, Options(token_keep=0.6)) for _ in range(2))
+    taking_turns = [
+        generation(Shape(n, 2, small, 2), replace(one, head_keep=0.5), 3, config, rng, sequence=n, halve=True)
+        for n in (4, 5)
+    ]
+    chosen = {
+        "one key, one head": new(Shape(1, 1, small, 1), one, tokens(1, 1)),
+        "nine heads in three groups, some pruned": new(Shape(7, 9, small, 3), three, tokens(7, 6), groups),
+        "a new token, every row recomputed": new(
+            Shape(6, 5, small, 2), replace(one, k_bits=6, threshold=4095, group_size=2), tokens(6, 6)
+        ),
+        "a new token, static, narrow": new(
+            Shape(6, 3, small, 2),
+            replace(one, q_bits=8, k_bits=10, v_bits=6, progressive=False),
+            tokens(6, 5),
+        ),
+        "the newest of no importance stays": new(
+            Shape(9, 2, small, 2), one, tokens(9, 4, [9, 8, 7, 6, 5, 4, 3, 2, 0])
+        ),
+        "scores at their limit": new(Shape(6, 2, small, 2), one, tokens(6, 3, [most] * 5 + [most - 1])),
+        "all but the newest evicted": new(Shape(7, 2, small, 2), one, tokens(7, 1)),
+        "list with gaps": new(Shape(15, 2, small, 2), one, gaps),
+        "odd scores halved": new(Shape(6, 2, small, 2), one, tokens(6, 3, [7, 9, 8, 6, 1, 3], halve=True)),
+        "scores shifted": new(Shape(8, 2, small, 2), replace(one, token_shift=3), tokens(8, 5, halve=True)),
+        "all rows of a given list": new(Shape(8, 2, small, 2), replace(one, rows="all"), tokens(8, 6)),
+        "prompt of one": prompt(1, causal),
+        "prompt of a line": prompt(lanes, causal),
+        "prompt of a line and one": prompt(lanes + 1, replace(causal, group_size=2)),
+        "prompt, heads pruned": prompt(9, replace(causal, group_size=2, head_keep=0.5), 5),
+        "new token between sentences": [
+            *sentence_before,
+            *new(Shape(7, 3, small, 2), one, tokens(7, 5)),
+            *sentence_after,
+        ],
+        "two sequences taking turns": [one for both in zip(*taking_turns, strict=True) for one in both],
+    }
+    runs = [case(name, passes, config) for name, passes in chosen.items()]
+    for number in range(n_random):
+        shape, options = _any(config, rng)
+        options = replace(options, protect_last=bool(rng.random() < 0.8), group_size=int(rng.integers(1, 4)))
+        shape = replace(shape, n_heads=int(rng.integers(1, 10)))
+        passes = generation(shape, options, 3, config, rng, sequence=0, halve=bool(rng.random() < 0.5))
+        runs.append(case(f"generation {number}", passes, config, jitter_cycles=30 * (number % 2)))
     return runs
 
 
