@@ -29,6 +29,8 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Perceptual distance of two batches float[N, 3, R, R]: a scalar, differentiable."""
 N_SORT_SAMPLES = 1000
 """z that the channel importance is averaged over."""
+EMA_WARM_UP = 0.05
+"""Largest half-life of the average, as a share of the images seen (Karras et al., NeurIPS 2020)."""
 PATH_DECAY = 0.01
 """Of the running mean of the path lengths (Karras et al. 2020)."""
 
@@ -56,7 +58,7 @@ class GanConfig:
     style_mixing: float = 0.9
     """Probability that a batch has two styles."""
     ema_images: float = 10_000
-    """Half-life of the running average, images."""
+    """Half-life of the running average, images; never above a twentieth of the images seen."""
     discriminator_steps: int = 1
     """For each step of the generator."""
     mirror: bool = True
@@ -221,7 +223,7 @@ class GanTraining:
         for _ in range(self.config.discriminator_steps):
             losses |= self._discriminator_step(step, rng)
         losses |= self._generator_step(step, rng)
-        self._move_average()
+        self._move_average(step)
         return losses
 
     # ---- the two players ----
@@ -302,8 +304,10 @@ class GanTraining:
         optimizer.step()
 
     @torch.no_grad()
-    def _move_average(self) -> None:
-        decay = 0.5 ** (self.config.batch_size / self.config.ema_images)
+    def _move_average(self, step: int) -> None:
+        seen = step * self.config.batch_size
+        half_life = min(self.config.ema_images, EMA_WARM_UP * seen)
+        decay = 0.5 ** (self.config.batch_size / half_life)
         for average, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             average.lerp_(now, 1 - decay)
 

@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path):
 )
 def test_it_learns_the_colour(loss, augment):
     """Mean colour of reddish squares, from grey, in 40 steps."""
-    training = gan(loss=loss, augment=augment, ema_images=20, learning_rate=1e-2)
+    training = gan(loss=loss, augment=augment, learning_rate=1e-2)
     wanted = as_floats(training.data.images).mean((0, 2, 3))
 
     def error() -> float:
@@ -218,13 +218,16 @@ def test_r1_on_augmented_reals_has_the_gradient_there():
 
 
 def test_the_average_follows_at_its_half_life():
-    training = gan(ema_images=4.0)  # one batch
-    with torch.no_grad():
-        for average, now in zip(training.average.parameters(), training.generator.parameters(), strict=True):
-            average.zero_()
-            now.fill_(1.0)
-    training._move_average()
-    assert all(torch.allclose(p, torch.tensor(0.5)) for p in training.average.parameters())
+    training = gan(ema_images=8.0)  # two batches
+    for step, share in ((1000, 0.5**0.5), (20, 0.5), (1, 0.5**20)):  # a twentieth of 20 batches is one
+        with torch.no_grad():
+            for average, now in zip(
+                training.average.parameters(), training.generator.parameters(), strict=True
+            ):
+                average.zero_()
+                now.fill_(1.0)
+        training._move_average(step)
+        assert all(torch.allclose(p, torch.tensor(1 - share)) for p in training.average.parameters())
 
 
 def test_classes_reach_both_players():
