@@ -437,6 +437,30 @@ def _print_fields(fields: dict[str, Any], *, as_json: bool) -> None:
         print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
 
 
+@app.command("anycost")
+def anycost_costs(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the uniform ones on this CPU: minutes; resumes.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the times.")] = Path("results/anycost/speed"),
+    report: Annotated[Path | None, typer.Option(help="Folder of table and plot; default OUT/report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Multiply-accumulates of Anycost GAN's 16 uniform and 11 evolved sub-generators, on both bases."""
+    from benchmarks.gan import speed
+    from benchmarks.quality.progress import progress_bar
+
+    if not measure:
+        speed.print_costs(speed.cost_rows(), as_json=as_json)
+        return
+    with progress_bar() as progress, user_input():
+        speed.measure(out, threads, progress)
+        written = speed.write_report(out, report or out / "report")
+        summary = speed.summarise(out)
+    speed.print_speed(summary, written, as_json=as_json)
+
+
 @app.command()
 def quality(
     experiments: Annotated[

@@ -14,8 +14,6 @@ from pathlib import Path
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 """Channel ratios of Anycost GAN."""
-UNIFORM_RESOLUTIONS = (1024, 512, 256, 128)
-"""Resolutions of the 16 uniform sub-generators of config-f 1024; each comes at the four ratios."""
 EVOLVED = Path(__file__).with_name("evolved.csv")
 """Name, resolution, published MACs and widths of the 11 evolved sub-generators of config-f 1024."""
 
@@ -35,7 +33,7 @@ class GeneratorConfig:
     """Shape of a StyleGAN2 generator; the defaults are config-f at 1024 pixels."""
 
     resolution: int = 1024
-    """Pixels of a side; a power of two from 8 on."""
+    """Pixels of a side; a power of two from 4 on."""
     channel_multiplier: float = 2.0
     max_channels: int = 512
     style_size: int = 512
@@ -45,8 +43,8 @@ class GeneratorConfig:
     """0: unconditional."""
 
     def __post_init__(self) -> None:
-        if self.resolution < 8 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"resolution must be a power of two from 8 on, not {self.resolution}")
+        if self.resolution < 4 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution must be a power of two from 4 on, not {self.resolution}")
         for name in ("max_channels", "style_size", "n_mapping_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -272,9 +270,12 @@ def evolved(config: GeneratorConfig = GeneratorConfig()) -> dict[str, SubGenerat
 
 
 def uniform_sub_generators(config: GeneratorConfig = GeneratorConfig()) -> dict[str, SubGenerator]:
-    """Those 16 of the paper, largest first, by name such as "1024 x 0.75"."""
+    """The four ratios at the last four levels, largest first, by name such as "1024 x 0.75".
+
+    For config-f 1024 the 16 of the paper.
+    """
     return {
         f"{resolution} x {ratio:g}": config.uniform(ratio, resolution)
-        for resolution in UNIFORM_RESOLUTIONS
+        for resolution in reversed(config.levels[-4:])
         for ratio in reversed(RATIOS)
     }

@@ -111,7 +111,7 @@ def test_code_tells_widths_apart():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"resolution": 48}, "resolution must be a power of two from 8 on, not 48"),
+        ({"resolution": 48}, "resolution must be a power of two from 4 on, not 48"),
         ({"style_size": 0}, "style_size must be at least 1, not 0"),
         ({"n_classes": -1}, "n_classes must not be negative, not -1"),
         ({"channel_multiplier": 0.1}, "channel_multiplier 0.1 leaves no channel at 1024 px and ratio 0.25"),
