@@ -344,6 +344,7 @@ def diffaugment(
     r1_weight: Annotated[float, typer.Option(help="Gamma of the R1 penalty; 0 is off.")] = 1.0,
     r1_on: Annotated[str, typer.Option(help="raw or augmented reals.")] = "raw",
     mirror: Annotated[bool, typer.Option(help="Flip half of the real pictures.")] = True,
+    noise: Annotated[bool, typer.Option(help="Let the generator add noise; short runs do without.")] = False,
     steps: Annotated[int, typer.Option(min=1)] = 1500,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of both networks.")] = 2e-3,
@@ -366,7 +367,7 @@ def diffaugment(
         config = GanConfig(
             batch_size=batch_size, learning_rate=learning_rate, loss=loss,
             augment="" if augment == "none" else augment, r1_weight=r1_weight, r1_on=r1_on, mirror=mirror,
-            device=device,
+            noise=noise, device=device,
         )  # fmt: skip
         loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
         chosen = chosen_data(load_images(data, resolution), pictures, conditional=conditional)
@@ -391,6 +392,7 @@ def anycost(
     ] = 2.0,
     augment: Annotated[str, typer.Option(help=POLICY_HELP)] = "color,translation,cutout",
     r1_weight: Annotated[float, typer.Option(help="Gamma of the R1 penalty; 0 is off.")] = 1.0,
+    noise: Annotated[bool, typer.Option(help="Let the generator add noise; short runs do without.")] = False,
     steps: Annotated[int, typer.Option(min=3, help="All three stages: 40, 20 and 40 %.")] = 3000,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of both networks.")] = 2e-3,
@@ -408,7 +410,7 @@ def anycost(
         from benchmarks.gan.training import chosen_data, prepare_anycost
 
         config = GanConfig(
-            batch_size=batch_size, learning_rate=learning_rate, r1_weight=r1_weight,
+            batch_size=batch_size, learning_rate=learning_rate, r1_weight=r1_weight, noise=noise,
             augment="" if augment == "none" else augment, device=device,
         )  # fmt: skip
         elastic = Elastic(

@@ -57,6 +57,8 @@ class GanConfig:
     path_every: int = 8
     style_mixing: float = 0.9
     """Probability that a batch has two styles."""
+    noise: bool = True
+    """Let the generator add noise; off, the strengths stay 0. Short runs are less grainy without."""
     ema_images: float = 10_000
     """Half-life of the running average, images; never above a twentieth of the images seen."""
     discriminator_steps: int = 1
@@ -169,6 +171,9 @@ class GanTraining:
         self.teacher: Generator | None = None
         if start:
             self._take_over(start)
+        for name, parameter in self.generator.named_parameters():
+            if name.endswith("noise_strength"):
+                parameter.requires_grad_(config.noise)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.path_mean = nn.Module()
         self.path_mean.register_buffer("value", torch.zeros(()))

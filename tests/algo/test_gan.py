@@ -193,7 +193,7 @@ def test_it_learns_the_colour(loss, augment):
 def test_every_switch_changes_the_step():
     """From the same weights and draws; each pair of settings must lead to other weights."""
     variants = [
-        {}, {"loss": "hinge"}, {"augment": "cutout"}, {"mirror": False}, {"style_mixing": 0.0},
+        {}, {"loss": "hinge"}, {"augment": "cutout"}, {"mirror": False}, {"style_mixing": 0.0}, {"noise": False},
         {"r1_every": 1}, {"r1_every": 1, "augment": "color"},
         {"r1_every": 1, "augment": "color", "r1_on": "augmented"},
         {"path_weight": 1.0, "path_every": 1}, {"discriminator_steps": 2},
@@ -215,6 +215,14 @@ def test_r1_on_augmented_reals_has_the_gradient_there():
     augmented = gan(augment="cutout", r1_on="augmented")
     values = [float(t._r1(real.clone(), None, None, rng(5)).detach()) for t in (raw, augmented)]
     assert 0 < values[0] < values[1]
+
+
+def test_without_noise_the_strengths_stay_zero():
+    for noise in (True, False):
+        training = gan(noise=noise)
+        training.step(1, rng())
+        strengths = [conv.noise_strength for conv in training.generator.convs]
+        assert all((strength != 0) == noise for strength in strengths)
 
 
 def test_the_average_follows_at_its_half_life():
