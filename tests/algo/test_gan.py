@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: MIT
 """GAN training: losses by hand, resumption bit for bit, every switch reaches the loss, and it learns."""
 
+import gzip
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from algo.anycost.architecture import GeneratorConfig
+from algo.attention.files import cache_folder
+from algo.gan import data as gan_data
 from algo.gan.data import ImageSet, as_floats, load_images
 from algo.gan.loop import LoopConfig, load_run, run
 from algo.gan.losses import LOSSES, path_lengths, r1_penalty
@@ -193,8 +197,8 @@ def test_it_learns_the_colour(loss, augment):
 def test_every_switch_changes_the_step():
     """From the same weights and draws; each pair of settings must lead to other weights."""
     variants = [
-        {}, {"loss": "hinge"}, {"augment": "cutout"}, {"mirror": False}, {"style_mixing": 0.0}, {"noise": False},
-        {"r1_every": 1}, {"r1_every": 1, "augment": "color"},
+        {}, {"loss": "hinge"}, {"augment": "cutout"}, {"mirror": False}, {"style_mixing": 0.0},
+        {"noise": False}, {"r1_every": 1}, {"r1_every": 1, "augment": "color"},
         {"r1_every": 1, "augment": "color", "r1_on": "augmented"},
         {"path_weight": 1.0, "path_every": 1}, {"discriminator_steps": 2},
     ]  # fmt: skip
@@ -310,6 +314,41 @@ def test_a_folder_of_pictures(tmp_path):
     assert len(part.images) == 1 and part.source.endswith("1 of 2") and part.sha256 != data.sha256
     with pytest.raises(ValueError, match=r"n must be in 1..2 pictures, not 3"):
         data.subset(3)
+
+
+def test_fashion_from_its_files(tmp_path, monkeypatch):
+    """IDX files: a header of 16 or 8 bytes, then bytes row by row."""
+    pixels = torch.arange(2 * 28 * 28) % 251
+    for part, first in (("train", 0), ("t10k", 5)):
+        images, labels = tmp_path / f"{part}-images-idx3-ubyte.gz", tmp_path / f"{part}-labels-idx1-ubyte.gz"
+        images.write_bytes(gzip.compress(bytes(16) + bytes(pixels.tolist())))
+        labels.write_bytes(gzip.compress(bytes(8) + bytes([first, 9])))
+    monkeypatch.setattr(gan_data, "_installed", lambda package, inside: tmp_path)
+    data = load_images("fashion", 32)
+    assert data.images.shape == (2, 1, 32, 32) and data.n_classes == 10 and data.labels.tolist() == [0, 9]
+    assert torch.equal(data.images[1, 0, 2:30, 2:30], pixels[784:].reshape(28, 28).byte())
+    assert (data.images[:, :, :2] == 0).all() and data.without_labels().n_classes == 0
+    test = load_images("fashion", 16, test=True)
+    assert test.images.shape == (2, 1, 16, 16) and test.labels.tolist() == [5, 9] and "test" in test.source
+    assert as_floats(test.images).shape == (2, 3, 16, 16)
+
+
+def test_emoji_from_the_font():
+    """Only where the font is on this machine: nothing is fetched by a test."""
+    places = (Path("/"), cache_folder() / "debian" / gan_data.FONT_PACKAGE)
+    if not any((place / gan_data.FONT).is_file() for place in places):
+        pytest.skip("fonts-noto-color-emoji is neither installed nor fetched")
+    smileys = load_images("emoji-smileys", 32)
+    assert smileys.images.shape == (104, 3, 32, 32) and smileys.labels is None
+    corners, yellow = smileys.images[:, :, 0, 0], smileys.images[0, :, 16, 6]
+    assert (corners == 255).all() and yellow[0] > 200 > 100 > yellow[2]
+
+
+def test_a_package_that_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gan_data.shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="package no-such is not installed and apt-get could not"):
+        gan_data._installed("no-such", "usr/share/no-such")
 
 
 def test_data_that_is_not_there(tmp_path):
