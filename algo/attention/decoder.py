@@ -167,8 +167,12 @@ class Decoder:
         return torch.cat(losses, dim=1)
 
 
-def load_decoder(name_or_folder: str | Path = "smollm2", dtype: torch.dtype = torch.float32) -> Decoder:
+def load_decoder(
+    name_or_folder: str | Path = "smollm2", dtype: torch.dtype = torch.float32, n_layers: int | None = None
+) -> Decoder:
     """The packaged ``smollm2``, or any local Hugging Face GPT-2 or Llama folder with safetensors weights.
+
+    With ``n_layers`` its first layers alone, then the output norm and head: small, but not the model.
 
     FileNotFoundError or ValueError, one line, where there is no such folder, package, weights or family. The
     first use of ``smollm2`` converts the package's GGUF file (about a minute) into :func:`cache_folder`.
@@ -177,7 +181,9 @@ def load_decoder(name_or_folder: str | Path = "smollm2", dtype: torch.dtype = to
     if name_or_folder in PACKAGED:
         folder = _converted(folder)
     check_family(folder, causal=True)
-    return Decoder(load_pretrained(folder, True, dtype), load_tokenizer(folder), str(name_or_folder))
+    model = load_pretrained(folder, True, dtype, n_layers)
+    name = str(name_or_folder) if n_layers is None else f"{name_or_folder}, first {n_layers} layers"
+    return Decoder(model, load_tokenizer(folder), name)
 
 
 def _converted(package: Path) -> Path:

@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights come from packages and f
 
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -168,9 +169,20 @@ def check_family(folder: Path, causal: bool) -> None:
         raise ValueError(f"model must be {wanted} ({', '.join(known)}), not {kind!r}{what}: {folder}")
 
 
-def load_pretrained(folder: Path, causal: bool, dtype: torch.dtype) -> PreTrainedModel:
-    """The weights of a folder, in evaluation mode; nothing is downloaded and nothing unpickled."""
-    auto, extra = (AutoModelForCausalLM, {}) if causal else (AutoModel, {"add_pooling_layer": False})
+def load_pretrained(
+    folder: Path, causal: bool, dtype: torch.dtype, n_layers: int | None = None
+) -> PreTrainedModel:
+    """The weights of a folder, in evaluation mode; nothing is downloaded and nothing unpickled.
+
+    ``n_layers``: only the first so many layers; ValueError where the model has fewer.
+    """
+    auto: Any = AutoModelForCausalLM if causal else AutoModel
+    extra: dict[str, Any] = {} if causal else {"add_pooling_layer": False}
+    if n_layers is not None:
+        most = AutoConfig.from_pretrained(folder, local_files_only=True).num_hidden_layers
+        if not 1 <= n_layers <= most:
+            raise ValueError(f"layers must be in 1..{most}, those of the model, not {n_layers}")
+        extra["num_hidden_layers"] = n_layers
     with quiet_transformers():  # an encoder without its pooler is what we want
         model = auto.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, **extra

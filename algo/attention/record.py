@@ -61,6 +61,8 @@ class LayerRecord:
     """[G]"""
     v_scale: NDArray[np.float64] | None = None
     """[G]"""
+    token_importance: NDArray[np.int64] | None = None
+    """Where the chip decided: importance of each key after this layer, as its selection compared it, [m]."""
 
     @property
     def n_keys(self) -> int:
