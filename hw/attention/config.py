@@ -16,6 +16,8 @@ HEAD_BITS = (MAX_HEADS - 1).bit_length()
 """Width of a head's number."""
 RING_CHUNKS = 4
 """Query rows are fetched by chunks of one line of the kept list; so many chunks have a place on the chip."""
+HALVES = 2
+"""Regions of a buffer of keys or values, each with those of one group of heads."""
 ROW_QUEUE = 8
 """Finished rows that may wait for the value selection, for the second array, and for their output."""
 HEADS_AHEAD = 3

@@ -71,8 +71,8 @@ def replay(traces: Sequence[LayerTrace], config: AttentionConfig, memory: Memory
     RuntimeError
         Nothing left for ``MAX_QUIET_CYCLES``: a memory far too slow, or contradictory traces.
     """
-    if not traces or not traces[0].is_first:
-        raise ValueError("traces must hold at least one layer, and the first must begin a sentence")
+    if not traces or "go on" in (traces[0].tokens_from, traces[0].heads_from):
+        raise ValueError("traces must hold at least one layer, and the first must not go on from another")
     core = Core(layers_of(traces, config), config, memory)
     cycle = last_cycle = n_before = 0
     while not core.is_done:

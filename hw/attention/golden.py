@@ -34,11 +34,8 @@ from hw.select.golden import local_values
 from hw.softmax.config import PROBABILITY_BITS
 from hw.softmax.golden import softmax
 
-from .config import AttentionConfig
+from .config import HALVES, AttentionConfig
 from .layers import HeadInput, LayerInput, Rows
-
-HALVES = 2
-"""Regions of a buffer of keys, each with those of one group of heads."""
 
 
 class FinishedRow(NamedTuple):

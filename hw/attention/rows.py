@@ -15,7 +15,7 @@ from hw.stream.config import FifoConfig
 from hw.stream.fork import connect, fork
 from hw.stream.rtl import Fifo
 
-from .config import HEAD_BITS, HEADS_AHEAD, ROW_QUEUE, AttentionConfig
+from .config import HALVES, HEAD_BITS, HEADS_AHEAD, ROW_QUEUE, AttentionConfig
 from .query_ring import QueryRing
 from .shapes import numbered_head_layout, tag_layout
 
@@ -70,7 +70,7 @@ class RowSource(wiring.Component):
         is_last, ends_layer, taken = Signal(), Signal(), Signal()
         out = self.o_row.payload
         tag = data.View(tag_layout(cfg), out.tag)
-        may_lock = cfg.confidence.window > len(busy)
+        may_lock = cfg.confidence.window > HALVES
         m.d.comb += [
             self.o_row.valid.eq(started),
             is_last.eq(self.one | (row == self.n - 1)),

@@ -1,66 +1,60 @@
 # SPDX-License-Identifier: MIT
-"""From a sentence and its golden results to what the cycle model needs of them."""
+"""From passes and their golden results to what the cycle model needs of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hw.confidence.config import LSB_BITS
-from hw.fetch.layout import Plane
+import numpy as np
 
 from .cycles import LayerTrace
-from .golden import LayerResult
-from .layers import LayerInput
-from .program import PlaneBits
+from .golden import Eviction, LayerResult
+from .program import Pass, Planes, planes_of
 
 
-def traces(
-    layers: Sequence[LayerInput], results: Sequence[LayerResult], bits: PlaneBits, *, first_atom: int = 0
-) -> list[LayerTrace]:
-    """One trace a layer of a sentence, its planes where :func:`hw.attention.program.program` puts them."""
-    found: list[LayerTrace] = []
-    n_atoms = first_atom
-    for layer, result in zip(layers, results, strict=True):
-        planes = _planes(layer, bits, n_atoms)
-        n_atoms += sum(plane.n_atoms for plane in planes.values())
-        n_tokens, head_dim = layer.heads[0].q.shape
-        found.append(
-            LayerTrace(
-                is_first=not found,
-                n_sentence_tokens=n_tokens,
-                n_model_heads=len(layer.heads),
-                tokens=result.tokens.numpy(),
-                planes=[
-                    {name: plane.request(head, 1) for name, plane in planes.items()}
-                    for head in result.heads.tolist()
-                ],
-                head_dim=head_dim,
-                progressive=layer.progressive,
-                used_lsb=result.used_lsb.numpy(),
-                n_values=layer.n_values,
-                probabilities=result.probabilities.numpy(),
-                token_importance=result.token_importance.numpy(),
-                head_importance=result.head_importance.numpy(),
-                n_tokens_next=layer.n_tokens_next,
-                n_heads_next=layer.n_heads_next,
-            )
-        )
-    return found
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sentence(Pass):
+    """One pass: what the core is given, and what golden makes of it."""
+
+    results: Sequence[LayerResult]
+    eviction: Eviction | None = None
+    """Where a list of tokens was given."""
 
 
-def _planes(layer: LayerInput, bits: PlaneBits, first_atom: int) -> dict[str, Plane]:
-    """The layer's planes one behind the other."""
-    n_tokens, head_dim = layer.heads[0].q.shape
-    widths = {"q": bits.q, "v": bits.v, "k": bits.k}
-    if layer.progressive:
-        widths["lsb"] = LSB_BITS
-    planes: dict[str, Plane] = {}
-    for name, width in widths.items():
-        planes[name] = Plane(
-            base_atom=first_atom,
-            n_heads=len(layer.heads),
-            n_tokens=n_tokens,
-            head_dim=head_dim,
-            bits=width,
-            is_unsigned=name == "lsb",
-        )
-        first_atom += planes[name].n_atoms
-    return planes
+def traces(sentences: Sequence[Sentence], *, first_atom: int = 0) -> list[LayerTrace]:
+    """One trace a layer, planes where :func:`hw.attention.program.programs` puts them."""
+    return [
+        _trace(one, number, of_layer)
+        for one, of_pass in zip(sentences, planes_of(sentences, first_atom), strict=True)
+        for number, of_layer in enumerate(of_pass)
+    ]
+
+
+def _trace(one: Sentence, number: int, planes: Planes) -> LayerTrace:
+    layer, result = one.layers[number], one.results[number]
+    eviction = one.eviction if number == 0 else None
+    heads = result.heads.tolist()
+    groups = [layer.head_groups[head] for head in heads]
+    return LayerTrace(
+        tokens_from="given" if eviction else "go on" if number else "fill",
+        heads_from="given" if number in one.heads else "go on" if number else "fill",
+        n_listed=len(eviction.tokens) if eviction else one.n_positions,
+        given_importance=np.asarray(eviction.importance) if eviction else None,
+        n_model_heads=len(layer.heads),
+        tokens=result.tokens.numpy(),
+        planes=[
+            {name: plane.request(head if name == "q" else group, 1) for name, plane in planes.items()}
+            for head, group in zip(heads, groups, strict=True)
+        ],
+        groups=groups,
+        rows=layer.rows,
+        head_dim=one.head_dim,
+        progressive=layer.progressive,
+        used_lsb=result.used_lsb.numpy(),
+        n_values=layer.n_values,
+        probabilities=result.probabilities.numpy(),
+        token_importance=result.token_importance.numpy(),
+        head_importance=result.head_importance.numpy(),
+        protect_last=layer.protect_last,
+        n_tokens_next=layer.n_tokens_next,
+        n_heads_next=layer.n_heads_next,
+    )

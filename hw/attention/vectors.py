@@ -17,11 +17,11 @@ from hw.softmax.config import row_scale
 from hw.stream.rows import dense_beats
 
 from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
-from .cycles import LayerTrace, replay
-from .golden import AttentionGolden, Eviction, LayerResult
+from .cycles import replay
+from .golden import AttentionGolden, LayerResult
 from .layers import GivenTokens, HeadInput, LayerInput, Rows
 from .program import Pass, PlaneBits, Planes, changed_heads, id_beats, planes_of, programs
-from .trace import traces
+from .trace import Sentence, traces
 
 MEMORY = MemoryTiming(latency_cycles=20)
 """Of the sentences here."""
@@ -57,15 +57,6 @@ class Options:
     group_size: int = 1
     """Heads that share K and V."""
     token_shift: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sentence(Pass):
-    """One pass: what the core is given, and what golden makes of it."""
-
-    results: Sequence[LayerResult]
-    eviction: Eviction | None = None
-    """Where a list of tokens was given."""
 
 
 def sentence(shape: Shape, options: Options, config: AttentionConfig, rng: np.random.Generator) -> Sentence:
@@ -252,7 +243,6 @@ def case(
     ]
     token_lists = [kept for one in sentences for kept in _token_lists(one)]
     n_rows = sum(len(result.order) for result in results)
-    timed = not jitter_cycles and all(_is_timed(one) for one in sentences)
     return Case(
         name=name,
         inputs=program.inputs,
@@ -264,7 +254,7 @@ def case(
             "o_heads": id_beats([r.next_heads for r in selecting], config),
             "o_summary": np.concatenate([_summaries(one) for one in sentences]),
         },
-        expected_cycles=replay(_timed_layers(sentences), config, memory).by_stream if timed else {},
+        expected_cycles={} if jitter_cycles else replay(traces(sentences), config, memory).by_stream,
         memories=memories(program.atoms, config.fetch.crossbar, memory, jitter_cycles),
         max_cycles=max_cycles or 3000 + 400 * n_rows + 400 * len(results),
     )
@@ -274,21 +264,6 @@ def _token_lists(one: Sentence) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of every selection of tokens the elements, and what was kept."""
     first = [(one.eviction.importance, one.eviction.kept)] if one.eviction is not None else []
     return first + [(result.token_importance, result.next_tokens) for result in one.results]
-
-
-def _is_timed(one: Sentence) -> bool:
-    """Whether the cycle model covers it."""
-    plain = all(layer.rows == "all" and layer.groups is None for layer in one.layers)
-    return plain and one.given is None and not one.heads and one.sequence is None
-
-
-def _timed_layers(sentences: Sequence[Sentence]) -> list[LayerTrace]:
-    timed: list[LayerTrace] = []
-    n_atoms = 0
-    for one in sentences:
-        timed += traces(one.layers, one.results, one.bits, first_atom=n_atoms)
-        n_atoms += sum(plane.n_atoms for of_layer in planes_of([one])[0] for plane in of_layer.values())
-    return timed
 
 
 def _outputs(result: LayerResult, config: AttentionConfig) -> Beats:

@@ -65,7 +65,7 @@ def one_layer(**changes) -> list[LayerTrace]:
     """Four tokens, one head."""
     rng = np.random.default_rng(1)
     one = sentence(Shape(4, 1, 32, 1), Options(**changes), TINY, rng)
-    return traces(one.layers, one.results, one.bits)
+    return traces([one])
 
 
 def small_case(memory: MemoryTiming) -> Case:
@@ -108,7 +108,7 @@ def test_rows_computed_again_cost_cycles():
 
 def test_layers_add_up():
     one = sentence(Shape(5, 2, 32, 3), Options(token_keep=0.7), TINY, np.random.default_rng(2))
-    timing = replay(traces(one.layers, one.results, one.bits), TINY, MEMORY)
+    timing = replay(traces([one]), TINY, MEMORY)
     assert timing.layer_cycles.shape == (3,)
     assert timing.layer_cycles.sum() == timing.n_cycles == max(map(max, timing.by_stream.values()))
     assert (timing.layer_cycles > 100).all()
@@ -118,16 +118,18 @@ def test_kept_sets_are_those_of_golden():
     """The model finds them itself, from what decides; equal ones by their place."""
     options = Options(token_keep=0.5, head_keep=0.5, value_keep=0.4)
     one = sentence(Shape(9, 4, 32, 2), options, TINY, np.random.default_rng(4))
-    of_layers = traces(one.layers, one.results, one.bits)
+    of_layers = traces([one])
     layers = replayed.layers_of(of_layers, TINY)
     for trace, layer, result in zip(of_layers, layers, one.results, strict=True):
-        np.testing.assert_array_equal(trace.kept_values(), result.kept_values.numpy())
-        np.testing.assert_array_equal(result.tokens[layer.kept_tokens], result.next_tokens)
-        np.testing.assert_array_equal(result.heads[layer.kept_heads], result.next_heads)
+        for head, row in np.ndindex(result.used_lsb.shape):
+            kept = np.flatnonzero(result.kept_values[head, row])
+            np.testing.assert_array_equal(trace.kept_values(head, row), kept)
+        np.testing.assert_array_equal(result.tokens[layer.token_choice.kept], result.next_tokens)
+        np.testing.assert_array_equal(result.heads[layer.head_choice.kept], result.next_heads)
 
 
 def test_no_sentence_is_refused():
-    with pytest.raises(ValueError, match="traces must hold at least one layer, and the first must begin"):
+    with pytest.raises(ValueError, match="traces must hold at least one layer, and the first must not go on"):
         replay([], TINY, MEMORY)
 
 

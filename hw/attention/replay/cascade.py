@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hw.importance.config import ImportanceConfig
 from hw.stream.config import RegroupConfig
@@ -12,22 +13,39 @@ from .rows import Head, Selection
 from .selection import Selector
 from .streams import Beat, Fork, Regroup
 
+Source = Literal["go on", "fill", "given"]
+"""Where a list comes from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """What the cascade does in one layer."""
 
-    is_first: bool
+    tokens: Source
+    heads_from: Source
     n_tokens: int
-    """Of the sentence, where it is the first layer."""
+    """In the list that is filled or given."""
     n_model_heads: int
     heads: Sequence[Head]
     """Those present."""
-    head_selection: Selection
-    token_selection: Selection
-    kept_heads: list[int]
-    """Places in the list of those present."""
-    kept_tokens: list[int]
+    eviction: "Choice | None"
+    """From a given list."""
+    head_choice: "Choice | None"
+    """None where heads have one row each."""
+    token_choice: "Choice"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A selection of tokens or heads."""
+
+    selection: Selection
+    kept: list[int]
+    """Places in the list chosen from."""
+
+
+WHOLE_LIST, ZERO = -1, -2
+"""Reads of a list other than of one line: all of it; {0} in its place."""
 
 
 class KeptList:
@@ -44,7 +62,7 @@ class KeptList:
 
     def step(self, fill: int | None, kept: Beat | None, read: int | None) -> bool:
         """One cycle after ``out`` was taken. ``fill`` and ``kept`` only where they are taken; ``read`` is a
-        line, or -1 for the whole list. Whether the read was taken."""
+        line, WHOLE_LIST or ZERO. Whether the read was taken."""
         flow = self.out is None
         left = self.n_read - self.line * self.lanes
         ends = self.is_chunk or left <= self.lanes
@@ -55,9 +73,9 @@ class KeptList:
         if moves:
             self.line += 1
         if ready:
-            self.active, self.is_chunk = read is not None, read is not None and read >= 0
-            self.line = read if read is not None and read > 0 else 0
-            self.n_read = self.n
+            self.active, self.is_chunk = read is not None, read not in (None, WHOLE_LIST)
+            self.line = max(read or 0, 0)
+            self.n_read = 1 if read == ZERO else self.n
         self._write(fill, kept)
         return ready and read is not None
 
@@ -114,7 +132,7 @@ class Importance:
     def step(
         self, command: tuple[str, int, int] | None, beat: Beat | None, kept: Beat | None, out_taken: bool
     ) -> None:
-        """One cycle: a command (operation, line, rows) where it is taken; ``beat`` likewise."""
+        """One cycle: a command (operation, line, rows or elements) where it is taken; ``beat`` likewise."""
         state = self.state
         end = self.reading[2]
         end_taken = self.regroup.step(end, out_taken)
@@ -137,6 +155,10 @@ class Importance:
                 self.remaining -= self.lanes
                 if is_last:
                     self.state = "READ_OUT"
+        elif state == "LOAD":
+            self.remaining -= self.lanes
+            if self.remaining <= 0:
+                self.state = "IDLE"
         elif state == "READ_OUT":
             if end_taken and end is not None and end[1]:
                 self.state = "IDLE"
@@ -153,6 +175,9 @@ class Importance:
             self.line = self.first_line = line
             self.n_rows = n_rows
             self.state = "ADD"
+        elif operation == "LOAD":
+            self.n_held = self.remaining = n_rows
+            self.state = "LOAD"
         else:
             self.after_start, self.state = operation, "START"
 
@@ -213,12 +238,14 @@ class Cascade:
         """Sinks of the state that have had their beat."""
         self.number = -1
         """Of the layer at hand."""
-        self.head, self.of_tokens = 0, False
+        self.head, self.of_tokens, self.evicting = 0, False, False
+        self.n_given = 0
+        """Of the list that is given at the moment, those taken."""
         self.has_ended: set[str] = set()
         """Of the selection at hand: ``kept``, all of it has left; ``list``, all of the list has come."""
         self.n_heads_out = 0
         self.out_head: Head | None = None
-        """On ``o_head``."""
+        """It waits until the next head's number is there."""
         self.summary_stamps: list[int] = []
 
     @property
@@ -233,6 +260,28 @@ class Cascade:
     def side(self) -> _Side:
         """The one selected from, now or next."""
         return self.tokens if self.of_tokens else self.heads
+
+    @property
+    def choice(self) -> Choice:
+        """The selection at hand."""
+        layer = self.layer
+        chosen = (
+            layer.eviction if self.evicting else layer.token_choice if self.of_tokens else layer.head_choice
+        )
+        assert chosen is not None
+        return chosen
+
+    @property
+    def _heads_source(self) -> Beat | None:
+        return None if self.selecting else self.heads.list.out
+
+    @property
+    def offered_head(self) -> Head | None:
+        """On ``o_head``."""
+        head = self.out_head
+        if head is None or head.last or self.regroup.offered(self._heads_source) is not None:
+            return head
+        return None
 
     @property
     def token_list(self) -> Beat | None:
@@ -264,11 +313,15 @@ class Cascade:
         state, name = self.state, self.side.name
         names: set[str] = set()
         if state == "ANEW":
-            names = {"tokens fill", "heads fill", "tokens command", "heads command"}
+            for side, source in (("tokens", self.layer.tokens), ("heads", self.layer.heads_from)):
+                names |= {f"{side} command"} if source != "go on" else set()
+                names |= {f"{side} fill"} if source == "fill" else set()
         elif state == "HEADS":
             names = {"heads read"}
         elif state == "ROWS":
             names = {"tokens command", "heads command"}
+        elif state == "FORGET":
+            names = {"heads command"}
         elif state == "READ":
             names = {f"{name} command"}
         elif state == "SELECT":
@@ -295,10 +348,10 @@ class Cascade:
 
     def _select(self, offers: set[str], taken: set[str], cycle: int) -> bool:
         """The selection engine's cycle; whether it took a line of scores."""
-        side, layer = self.side, self.layer
+        side = self.side
         request = None
         if "row" in offers:
-            request = layer.token_selection if self.of_tokens else layer.head_selection
+            request = self.choice.selection
         line = side.list.out if self.selecting else None
         has_score = side.importance.out is not None and not side.importance.fork.done[0]
         row_taken, line_taken, score_taken = self.selector.step(cycle, request, line, has_score)
@@ -316,10 +369,14 @@ class Cascade:
         if name not in offers or side.importance.state != "IDLE":
             return None
         taken.add(name)
-        operation = {"ANEW": "CLEAR", "ROWS": "ADD", "READ": "READ", "SELECT": "KEEP"}[self.state]
+        after = {"ANEW": "CLEAR", "ROWS": "ADD", "FORGET": "CLEAR", "READ": "READ", "SELECT": "KEEP"}
+        operation = after[self.state]
         if operation == "KEEP":
-            side.importance.kept = self.layer.kept_tokens if self.of_tokens else self.layer.kept_heads
-        return operation, 0 if side is self.tokens else self.head, self.tokens.list.n
+            side.importance.kept = self.choice.kept
+        if self.state == "ANEW" and side is self.tokens and self.layer.tokens == "given":
+            return "LOAD", 0, self.layer.n_tokens
+        n_rows = 1 if self.layer.heads[0].is_one else self.tokens.list.n
+        return operation, 0 if side is self.tokens else self.head, n_rows
 
     def _importance(
         self,
@@ -340,7 +397,7 @@ class Cascade:
 
     def _heads_out(self) -> None:
         """The list of heads, one by one."""
-        source = None if self.selecting else self.heads.list.out
+        source = self._heads_source
         flow = self.out_head is None
         number = self.regroup.offered(source)
         if self.regroup.step(source, number is not None and flow):
@@ -358,15 +415,25 @@ class Cascade:
             if f"{side.name} fill" in offers and not side.list.filling:
                 taken.add(f"{side.name} fill")
                 fill = n
-            read = -1 if f"{side.name} read" in offers else None
+            read = WHOLE_LIST if f"{side.name} read" in offers else None
             if side is self.tokens and not self.selecting:
                 read = list_read
-            was_read = side.list.step(fill, kept if side is self.side else None, read)
+            into = kept if side is self.side else None
+            if self.state == f"GIVEN {side.name}":
+                into = self._given(side.list.lanes)
+            was_read = side.list.step(fill, into, read)
             if was_read and f"{side.name} read" in offers:
                 taken.add(f"{side.name} read")
             elif was_read:
                 read_taken = True
         return read_taken
+
+    def _given(self, lanes: int) -> Beat:
+        """The next beat of a given list."""
+        n = self.layer.n_tokens if self.state == "GIVEN tokens" else len(self.layer.heads)
+        count = min(lanes, n - self.n_given)
+        self.n_given += count
+        return count, self.n_given == n
 
     def _advance(self, cycle: int, offers: set[str], taken: set[str]) -> None:
         """The control's next state."""
@@ -375,7 +442,15 @@ class Cascade:
                 if self.number + 1 < len(self.layers):
                     self.number += 1
                     self.head, self.of_tokens, self.n_heads_out = 0, False, 0
-                    self.state = "ANEW" if self.layer.is_first else "TABLE"
+                    goes_on = self.layer.tokens == self.layer.heads_from == "go on"
+                    self.state = "TABLE" if goes_on else "ANEW"
+            case "GIVEN tokens":
+                self.of_tokens = self.evicting = True
+                if self.n_given == self.layer.n_tokens:
+                    self.n_given, self.state = 0, "READ"
+            case "GIVEN heads":
+                if self.n_given == len(self.layer.heads):
+                    self.n_given, self.state = 0, "TABLE"
             case "TABLE":
                 self.head += 1
                 if self.head == self.layer.n_model_heads:
@@ -383,8 +458,12 @@ class Cascade:
             case "WAIT":
                 if self.has_ended == {"kept", "list"}:
                     self.has_ended.clear()
-                    self.state = "SUMMARY" if self.of_tokens else "READ"
-                    self.of_tokens = True
+                    if self.evicting:
+                        self.of_tokens = self.evicting = False
+                        self.state = self._after_tokens
+                    else:
+                        self.state = "SUMMARY" if self.of_tokens else "READ"
+                        self.of_tokens = True
             case "SUMMARY":
                 self.summary_stamps.append(cycle)
                 self.state = "LAYER"
@@ -400,7 +479,15 @@ class Cascade:
         if self.state == "ROWS":
             self.head += 1
             if self.head == self.heads.list.n:
-                self.state = "READ"
-            return
-        after = {"ANEW": "TABLE", "HEADS": "ROWS", "READ": "SELECT", "SELECT": "WAIT"}
-        self.state = after[self.state]
+                self.state = "FORGET" if self.layer.head_choice is None else "READ"
+        elif self.state == "ANEW":
+            self.state = "GIVEN tokens" if self.layer.tokens == "given" else self._after_tokens
+        elif self.state == "FORGET":
+            self.of_tokens, self.state = True, "READ"
+        else:
+            self.state = {"HEADS": "ROWS", "READ": "SELECT", "SELECT": "WAIT"}[self.state]
+
+    @property
+    def _after_tokens(self) -> str:
+        """The state once the list of tokens is there."""
+        return "GIVEN heads" if self.layer.heads_from == "given" else "TABLE"

@@ -59,7 +59,7 @@ class Core:
         key_freed = self._first_array(cycle, line_for == "key", reported)
         self._register_lsb(key_freed, lsb_wanted)
         row_taken = self.confidence.begin(self.source.offered)
-        self.source.step(row_taken, None if reported is None else reported.half)
+        self.source.step(row_taken, reported)
 
         line_taken, n_query_rows = self._line_taken(line, target)
         loader, cascade = self.loader, self.cascade
@@ -119,9 +119,8 @@ class Core:
         return token_beat
 
     def _report(self) -> Row | None:
-        """The row that ends its head, in the cycle in which it is reported."""
-        row = self.confidence.reports.out
-        return row if self.reports.step(self.confidence.reports) is not None else None
+        """The row that is reported in this cycle."""
+        return self.reports.step(self.confidence.reports, self.source.ends)
 
     def _softmax(self, cycle: int) -> int | None:
         """Softmax and the decisions on its maxima; the half whose LSB plane is wanted for the first time."""
@@ -148,7 +147,8 @@ class Core:
         query_taken = qk.step(cycle, issue.query, loads.out, has_line, score_taken)
         if qk.load_taken:
             loads.out = None
-        return issue.step(self.confidence.begins, query_taken, reported)
+        released = reported if reported is not None and reported.releases else None
+        return issue.step(self.confidence.begins, query_taken, released)
 
     def _register_lsb(self, key_freed: int | None, lsb_wanted: int | None) -> None:
         if key_freed is not None:
@@ -170,7 +170,7 @@ class Core:
 
     def _surviving_head(self) -> tuple[list[Head | None], Head | None]:
         """The head for each of the loader's queues, and for the rows' source, in this cycle."""
-        head = self.cascade.out_head
+        head = self.cascade.offered_head
         loader = self.loader
         if head is None:
             return [None] * len(loader.heads), None

@@ -10,6 +10,7 @@ from hw.stream.config import RegroupConfig
 
 from ..config import HEADS_AHEAD
 from .arrays import Load, Query
+from .cascade import WHOLE_LIST, ZERO
 from .rows import Head, Row
 from .streams import Beat, Fork, Queue, Regroup
 
@@ -92,7 +93,6 @@ class Issue:
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
-        self.base = self.next_base = ring.first_row
         self.to_release: list[Head | None] = [None, None]
         self.has_lsb = [False, False]
         self.held: tuple[Row, bool] | tuple[Head, int] | None = None
@@ -109,7 +109,7 @@ class Issue:
         base = what.head.n_lines if which else 0
         return Query(what.half, base, what.n_keys, 0, what.vectors)
 
-    def step(self, begins: Queue, taken: bool, reported: Row | None) -> int | None:
+    def step(self, begins: Queue, taken: bool, released: Row | None) -> int | None:
         """One cycle; the half freed in it."""
         freed = None
         if taken and self.held is not None:
@@ -123,20 +123,16 @@ class Issue:
             self.to_release[releasing] = None
         elif self.held is None and begins.out is not None:
             self._begin(begins)
-        if reported is not None:
-            self.to_release[reported.half] = reported.head
+        if released is not None:
+            self.to_release[released.half] = released.head
         return freed
 
     def _begin(self, begins: Queue) -> None:
         row, is_lsb = begins.out
-        starts_head = not is_lsb and row.number == 0
-        place = (self.next_base if starts_head else self.base) + row.number
         if not is_lsb:
-            if place == self.ring.n_present:
+            if row.place == self.ring.n_present:
                 return
-            self.ring.begun = place
-        if starts_head:
-            self.base, self.next_base = self.next_base, self.next_base + row.n_keys
+            self.ring.begun = row.place
         self.held = row, is_lsb
         begins.out = None
 
@@ -144,15 +140,13 @@ class Issue:
 class Order:
     """A request that the loader has chosen."""
 
-    __slots__ = ("append", "half", "is_chunk", "line", "n_lines", "request", "target", "tokens")
+    __slots__ = ("append", "half", "n_lines", "read", "request", "target", "tokens")
 
-    def __init__(
-        self, head: Head, plane: str, target: str, half: int = 0, line: int = -1, lanes: int = 0
-    ) -> None:
-        self.request, self.target, self.half, self.line = head.planes[plane], target, half, line
+    def __init__(self, head: Head, plane: str, target: str, half: int, read: int, tokens: np.ndarray) -> None:
+        self.request, self.target, self.half = head.planes[plane], target, half
         self.append = plane == "lsb"
         self.n_lines = head.n_lines
-        self.tokens = head.tokens if line < 0 else head.tokens[line * lanes : (line + 1) * lanes]
+        self.read, self.tokens = read, tokens
 
 
 class Loader:
@@ -178,13 +172,16 @@ class Loader:
 
     def offered_read(self) -> int | None:
         order = self.order
-        return None if order is None or self.order_fork.done[1] else order.line
+        return None if order is None or self.order_fork.done[1] else order.read
 
     def step(
         self, request_taken: bool, read_taken: bool, ring_has_room: bool,
         lsb_wanted: int | None, key_freed: int | None, value_freed: int | None,
     ) -> int:  # fmt: skip
         """One cycle after the sinks took their part of the order; rows of queries asked for."""
+        for name in ("key", "value"):
+            if self.heads[name].out is not None and not self.heads[name].out.first_of_group:
+                self.heads[name].out = None
         self._send(request_taken, read_taken)
         n_reserve = self._choose(ring_has_room) if self.order is None else 0
         if lsb_wanted is not None:
@@ -220,11 +217,13 @@ class Loader:
             half = int(self.lsb_pending[1])
             head = self.lsb_heads[half]
             assert head is not None
-            self.order = Order(head, "lsb", "key", half)
+            self.order = Order(head, "lsb", "key", half, WHOLE_LIST, head.tokens)
             self.lsb_pending[half] = False
         elif query is not None and ring_has_room:
-            n_after = query.n_tokens - self.chunk * self.lanes
-            self.order = Order(query, "q", "query", line=self.chunk, lanes=self.lanes)
+            chunk = self.chunk
+            n_after = len(query.queries) - chunk * self.lanes
+            queries = query.queries[chunk * self.lanes : (chunk + 1) * self.lanes]
+            self.order = Order(query, "q", "query", 0, ZERO if query.is_one else chunk, queries)
             self.chunk += 1
             if n_after <= self.lanes:
                 heads["query"].out, self.chunk = None, 0
@@ -233,7 +232,7 @@ class Loader:
             for name in ("key", "value"):
                 half, head = self.half[name], heads[name].out
                 if head is not None and self.is_free[name][half]:
-                    self.order = Order(head, name[0], name, half)
+                    self.order = Order(head, name[0], name, half, WHOLE_LIST, head.tokens)
                     heads[name].out = None
                     self.half[name] = 1 - half
                     self.is_free[name][half] = False

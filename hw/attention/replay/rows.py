@@ -31,7 +31,10 @@ class Row:
     """One row of one head."""
 
     head: "Head"
-    number: int
+    n_keys: int
+    """Keys that it sees."""
+    place: int
+    """In the query ring, rows counted without end."""
     progressive: bool
     dropped: bool
     """Not confident with the MSBs alone."""
@@ -45,10 +48,6 @@ class Row:
     releases: int = 0
     """Lines of the half that this row releases in the second array, 0 for none."""
 
-    @property
-    def n_keys(self) -> int:
-        return self.head.n_tokens
-
 
 @dataclass(slots=True)
 class Head:
@@ -60,28 +59,40 @@ class Head:
     """By ``q``, ``k``, ``v`` and, where there is one, ``lsb``."""
     n_lines: int
     """Lines that n rows take."""
+    is_one: bool
+    """Its only query is the row at position 0."""
+    first_of_group: bool
+    last_of_group: bool
+    last: bool
+    """Of the layer."""
     rows: list[Row] = field(default_factory=list)
 
     @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
+    def queries(self) -> np.ndarray:
+        """Positions of its queries in their plane."""
+        return self.tokens[:1] * 0 if self.is_one else self.tokens
 
 
 def finish_order(rows: Sequence[Row], window: int) -> list[Row]:
-    """Rows of a head in the order in which the confidence check finishes them.
+    """Rows in the order in which the confidence check finishes them.
 
-    A row to be computed again is finished when its place in the window comes round, or is flushed.
+    A row to be computed again is finished when its place in the window comes round, or a row is flushed: the
+    last one is.
     """
     order: list[Row] = []
     waiting: list[Row | None] = [None] * window
-    for number, row in enumerate([*rows, *[None] * window]):
-        place = number % window
-        before = waiting[place]
-        if before is not None:
-            order.append(before)
-        waiting[place] = row if row is not None and row.dropped else None
-        if row is not None and not row.dropped:
-            order.append(row)
+    number = 0
+    for row in rows:
+        padded: list[Row | None] = [row, *[None] * (window * row.flush)]
+        for now in padded:
+            place = number % window
+            number += 1
+            before = waiting[place]
+            if before is not None:
+                order.append(before)
+            waiting[place] = now if now is not None and now.dropped else None
+            if now is not None and not now.dropped:
+                order.append(now)
     return order
 
 
@@ -92,26 +103,38 @@ class Source:
         self.heads = Queue(HEADS_AHEAD)
         self.half, self.started, self.row = 0, False, 0
         self.busy = [False, False]
+        self.n_open = [0, 0]
+        self.complete = [False, False]
 
     @property
     def offered(self) -> Row | None:
         return self.heads.out.rows[self.row] if self.started else None
 
-    def step(self, taken: bool, reported: int | None) -> None:
-        free = not self.busy[self.half]
+    @property
+    def ends(self) -> list[bool]:
+        """Of each half: the next row reported is the last of its group."""
+        return [complete and n == 1 for complete, n in zip(self.complete, self.n_open, strict=True)]
+
+    def step(self, taken: bool, reported: Row | None) -> None:
+        half = self.half
+        free = not self.busy[half]
         if reported is not None:
-            self.busy[reported] = False
+            if self.ends[reported.half]:
+                self.busy[reported.half] = self.complete[reported.half] = False
+            self.n_open[reported.half] -= 1
+        head: Head | None = self.heads.out
         if not self.started:
-            head = self.heads.out
-            if head is not None and free:
-                self.started = self.busy[self.half] = True
+            if head is not None and (free or not head.first_of_group):
+                self.started = self.busy[half] = True
                 for row in head.rows:
-                    row.half = self.half
-        elif taken:
+                    row.half = half
+        elif taken and head is not None:
             self.row += 1
-            if self.row == len(self.heads.out.rows):
-                self.row, self.started, self.half = 0, False, 1 - self.half
-                self.heads.out = None
+            self.n_open[half] += 1
+            if self.row == len(head.rows):
+                self.row, self.started, self.heads.out = 0, False, None
+                if head.last_of_group:
+                    self.complete[half], self.half = True, 1 - half
 
 
 class Reports:
@@ -120,23 +143,20 @@ class Reports:
     def __init__(self, depth: int) -> None:
         self.selected, self.weighted, self.finished = (Queue(depth) for _ in range(3))
         self.fork = Fork(3)
-        self.n_before = 0
 
-    def step(self, source: Queue) -> int | None:
-        """One cycle; the half whose last row is finished in it."""
+    def step(self, source: Queue, ends: Sequence[bool]) -> Row | None:
+        """One cycle; the row that is reported in it."""
         row: Row | None = source.out
         queues = (self.selected, self.weighted, self.finished)
         if row is None:
             for queue in queues:
                 queue.put()
             return None
-        is_last = self.n_before == row.n_keys - 1
-        row.releases = row.head.n_lines if is_last else 0
+        row.releases = row.head.n_lines if ends[row.half] else 0
         ready = [queue.has_room for queue in queues]
         for queue, has_room, done in zip(queues, ready, self.fork.done, strict=True):
             queue.put(row if has_room and not done else None)
         if not self.fork.step(ready):
             return None
         source.out = None
-        self.n_before = 0 if is_last else self.n_before + 1
-        return row.half if is_last else None
+        return row

@@ -6,106 +6,156 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hw.fetch.layout import Request
+from hw.fetch.layout import Request as PlaneRequest
 from hw.select.cycles import Row as SelectedRow
 from hw.select.cycles import kept_mask
 
-from ..config import AttentionConfig
-from .cascade import Layer
+from ..config import HALVES, AttentionConfig
+from ..layers import Rows
+from .cascade import Choice, Layer, Source
 from .rows import Head, Row, finish_order
 from .selection import selections
+
+Request = tuple[np.ndarray, np.ndarray]
+"""What a selection compares, and a bool mask of what stays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerTrace:
     """What the cycles of one layer depend on: n tokens and h heads present, of H in the model."""
 
-    is_first: bool
-    """A new sentence begins."""
-    n_sentence_tokens: int
-    """Tokens of the sentence before any was pruned."""
+    tokens_from: Source
+    """Where the list of tokens comes from."""
+    heads_from: Source
+    n_listed: int
+    """Tokens of a list that is filled or given."""
+    given_importance: np.ndarray | None
+    """int64[n_listed] of a given list: what the eviction compares."""
     n_model_heads: int
     """H"""
     tokens: np.ndarray
     """int64[n], positions of the tokens present, ascending."""
-    planes: Sequence[dict[str, Request]]
+    planes: Sequence[dict[str, PlaneRequest]]
     """For each head present, where its ``q``, ``k``, ``v`` and, if progressive, ``lsb`` lie."""
+    groups: Sequence[int]
+    """Of each head present, which K and V it reads."""
+    rows: Rows
     head_dim: int
     progressive: bool
     used_lsb: np.ndarray
-    """bool[h, n], rows computed again."""
+    """bool[h, r], rows computed again: r is n, or 1."""
     n_values: int
     """Values kept for each row; above n counts as n."""
     probabilities: np.ndarray
-    """int64[h, n, n], query by key, 0..4,095: what the selection of values compares."""
+    """int64[h, r, n], query by key, 0..4,095: what the selection of values compares."""
     token_importance: np.ndarray
     """int64[n]: what the selection of tokens compares."""
     head_importance: np.ndarray
-    """int64[h]"""
+    """int64[h], unused with rows "one"."""
+    protect_last: bool
+    """The last token stays whatever its importance."""
     n_tokens_next: int
     """Tokens kept for the next layer; above n counts as n. Heads likewise."""
     n_heads_next: int
 
-    def kept_values(self) -> np.ndarray:
-        """bool[h, n, n]: of each row the most probable keys, of equal ones the earlier."""
-        shape = self.probabilities.shape
-        if self.n_values >= shape[-1]:
-            return np.ones(shape, dtype=bool)
-        largest = np.argsort(-self.probabilities, axis=-1, kind="stable")[..., : self.n_values]
-        kept = np.zeros(shape, dtype=bool)
-        np.put_along_axis(kept, largest, True, axis=-1)
-        return kept
+    def n_keys(self, row: int) -> int:
+        """Keys that the row sees."""
+        return row + 1 if self.rows == "causal" else len(self.tokens)
 
-    def cascade_requests(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Importance and bool mask of what stays: of the heads, and after them of the tokens."""
-        return [
-            (importance, kept_mask(SelectedRow(deciding=importance, k=min(n_next, len(importance)))))
-            for importance, n_next in (
-                (self.head_importance, self.n_heads_next),
-                (self.token_importance, self.n_tokens_next),
-            )
-        ]
+    def kept_values(self, head: int, row: int) -> np.ndarray:
+        """Keys, ascending, whose values the row reads: the most probable, of equal ones the earlier."""
+        probabilities = self.probabilities[head, row, : self.n_keys(row)]
+        return np.sort(np.argsort(-probabilities, kind="stable")[: self.n_values])
+
+    def requests(self, largest: int) -> "tuple[Request | None, Request | None, Request]":
+        """From a given list, of heads, of tokens; ``largest`` is the element of a token that is protected."""
+
+        def of_tokens(importance: np.ndarray, k: int) -> Request:
+            deciding = importance.copy()
+            if self.protect_last:
+                deciding[-1] = largest
+            return deciding, _most_important(deciding, k)
+
+        given, heads = self.given_importance, self.head_importance
+        return (
+            None if given is None else of_tokens(given, len(self.tokens)),
+            None if self.rows == "one" else (heads, _most_important(heads, self.n_heads_next)),
+            of_tokens(self.token_importance, self.n_tokens_next),
+        )
+
+
+def _most_important(importance: np.ndarray, k: int) -> np.ndarray:
+    return kept_mask(SelectedRow(deciding=importance, k=min(k, len(importance))))
 
 
 def layers_of(traces: Sequence[LayerTrace], config: AttentionConfig) -> list[Layer]:
     """The layers of all sentences, one after the other."""
-    heads = [_heads(trace, config) for trace in traces]
+    place = config.confidence.window - 1
+    heads = []
+    for trace in traces:
+        heads.append(_heads(trace, config, place))
+        place += sum(len(head.rows) for head in heads[-1])
     _select_values(traces, heads, config)
-    requests = [trace.cascade_requests() for trace in traces]
-    chosen = iter(selections([pair for of_layer in requests for pair in of_layer], config.selector))
-    return [
-        Layer(
-            is_first=trace.is_first,
-            n_tokens=trace.n_sentence_tokens,
-            n_model_heads=trace.n_model_heads,
-            heads=present,
-            head_selection=next(chosen),
-            token_selection=next(chosen),
-            kept_heads=np.flatnonzero(kept_heads).tolist(),
-            kept_tokens=np.flatnonzero(kept_tokens).tolist(),
+    largest = (1 << config.token_importance.element_bits) - 1
+    requests = [trace.requests(largest) for trace in traces]
+    in_order = [request for of_layer in requests for request in of_layer if request is not None]
+    chosen = iter(selections(in_order, config.selector))
+
+    def choice(request: Request | None) -> Choice | None:
+        return None if request is None else Choice(next(chosen), np.flatnonzero(request[1]).tolist())
+
+    layers = []
+    for trace, present, of_layer in zip(traces, heads, requests, strict=True):
+        eviction, head_choice, token_choice = map(choice, of_layer)
+        assert token_choice is not None
+        layers.append(
+            Layer(
+                tokens=trace.tokens_from,
+                heads_from=trace.heads_from,
+                n_tokens=trace.n_listed,
+                n_model_heads=trace.n_model_heads,
+                heads=present,
+                eviction=eviction,
+                head_choice=head_choice,
+                token_choice=token_choice,
+            )
         )
-        for trace, present, ((_, kept_heads), (_, kept_tokens)) in zip(traces, heads, requests, strict=True)
-    ]
+    return layers
 
 
-def _heads(trace: LayerTrace, config: AttentionConfig) -> list[Head]:
+def _heads(trace: LayerTrace, config: AttentionConfig, place: int) -> list[Head]:
+    """``place``: of the layer's first row in the query ring."""
     n = len(trace.tokens)
     vectors = config.qk.buffer.vectors_per_line(trace.head_dim)
+    locks = config.confidence.window > HALVES
+    ends = [group != after for group, after in zip(trace.groups, [*trace.groups[1:], None], strict=True)]
     heads = []
-    for planes, used_lsb, kept in zip(trace.planes, trace.used_lsb, trace.kept_values(), strict=True):
-        head = Head(tokens=trace.tokens, planes=planes, n_lines=-(-n // vectors))
-        head.rows = [
-            Row(
-                head=head,
-                number=number,
-                progressive=trace.progressive,
-                dropped=trace.progressive and bool(used_lsb[number]),
-                flush=trace.progressive and number == n - 1,
-                kept=np.flatnonzero(kept[number]).tolist(),
-                vectors=vectors,
+    for number, (planes, used_lsb) in enumerate(zip(trace.planes, trace.used_lsb, strict=True)):
+        is_last = number == len(ends) - 1
+        head = Head(
+            tokens=trace.tokens,
+            planes=planes,
+            n_lines=-(-n // vectors),
+            is_one=trace.rows == "one",
+            first_of_group=number == 0 or ends[number - 1],
+            last_of_group=ends[number],
+            last=is_last,
+        )
+        flushes = not head.is_one or is_last or (locks and ends[number])
+        for row, dropped in enumerate(used_lsb.tolist()):
+            head.rows.append(
+                Row(
+                    head=head,
+                    n_keys=trace.n_keys(row),
+                    place=place,
+                    progressive=trace.progressive,
+                    dropped=trace.progressive and dropped,
+                    flush=trace.progressive and flushes and row == len(used_lsb) - 1,
+                    kept=trace.kept_values(number, row).tolist(),
+                    vectors=vectors,
+                )
             )
-            for number in range(n)
-        ]
+            place += 1
         heads.append(head)
     return heads
 
@@ -114,12 +164,14 @@ def _select_values(
     traces: Sequence[LayerTrace], heads: Sequence[Sequence[Head]], config: AttentionConfig
 ) -> None:
     """Finished rows take turns over the engines, whose pivots depend on all the requests before."""
-    finished = [
-        (row, probabilities[row.number])
-        for trace, present in zip(traces, heads, strict=True)
-        for head, probabilities in zip(present, trace.probabilities, strict=True)
-        for row in finish_order(head.rows, config.confidence.window)
-    ]
+    finished: list[tuple[Row, np.ndarray]] = []
+    for trace, present in zip(traces, heads, strict=True):
+        rows = [row for head in present for row in head.rows]
+        elements = {
+            id(row): probabilities[: row.n_keys]
+            for row, probabilities in zip(rows, trace.probabilities.reshape(len(rows), -1), strict=True)
+        }
+        finished += [(row, elements[id(row)]) for row in finish_order(rows, config.confidence.window)]
     n_engines = config.n_value_engines
     for engine in range(n_engines):
         of_engine = finished[engine::n_engines]
