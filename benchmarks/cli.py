@@ -250,7 +250,7 @@ app.add_typer(train_app, name="train")
 
 TokenRatio = Annotated[float, typer.Option(help="Token pruning, layers / sum of keep ratios; 1 is off.")]
 HeadRatio = Annotated[float, typer.Option(help="Head pruning, layers / sum of keep ratios; 1 is off.")]
-Bits = Annotated[str | None, typer.Option(help="8 (Q, K, V), or 6+4 (K in two planes); default float.")]
+Bits = Annotated[str | None, typer.Option(help="8 (Q, K, V), or 6+4 (K in two planes), or float.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
@@ -271,6 +271,9 @@ def sentiment(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
     start: Annotated[Path | None, typer.Option(help="Folder of a finished run to go on from.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder of a finished dense run to distil from, and start from.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints and weights.")] = Path(
         "results/train/sentiment"
     ),
@@ -287,7 +290,8 @@ def sentiment(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=device
         )
         settings = partial(pruning, token_ratio=token_ratio, head_ratio=head_ratio, bits=bits)
-        task = prepare_sentiment(model, str(data) if data else None, settings, start, config, out)
+        reviews = str(data) if data else None
+        task = prepare_sentiment(model, reviews, settings, start, teacher, config, out)
     _train(task, as_json=as_json)
 
 

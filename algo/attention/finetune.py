@@ -240,6 +240,10 @@ class Teacher:
     source: str
     """Where the dense model came from."""
 
+    def fits(self, ids: list[Tensor]) -> bool:
+        """Whether sentences of token ids, int64[n] each, are as many and as long as those it was asked."""
+        return [len(row) for row in self.saliency] == [len(row) for row in ids]
+
     def save(self, path: Path) -> None:
         """One safetensors file, written whole."""
         tensors = {"logits": self.logits, "embedding": self.embedding, "saliency": torch.cat(self.saliency)}
@@ -316,7 +320,7 @@ class SentimentTask:
             p.requires_grad_(False)
         self.ids = [encoder.token_ids(review.text) for review in reviews]
         self.labels = torch.tensor([int(review.positive) for review in reviews])
-        if teacher and [len(s) for s in teacher.saliency] != [len(ids) for ids in self.ids]:
+        if teacher and not teacher.fits(self.ids):
             raise ValueError(
                 f"teacher {teacher.source} was asked about other sentences than those of the task"
             )

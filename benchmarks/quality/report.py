@@ -268,12 +268,11 @@ def summarise(folder: Path) -> dict[str, Any]:
         files = saved["probability"]
         inputs = {model: file["inputs"] for model, file in files.items()}
         summary["probability"] = {"inputs": inputs, "models": _results(files)}
-    if "sentiment" in saved:
+    if "dense" in saved.get("sentiment", {}):
         files = saved["sentiment"]
-        inputs = {name: file["inputs"] for name, file in files.items()}
-        results = _results(files)
-        settings = next(result["settings"] for result in results.values() if "settings" in result)
-        summary["sentiment"] = {"inputs": inputs, "settings": settings, **sentiment.summary(results)}
+        inputs, settings = files["dense"]["inputs"], files["dense"]["result"]["settings"]
+        found = sentiment.summary(_results(files))
+        summary["sentiment"] = {"inputs": inputs, "settings": settings, **found}
     return summary
 
 
@@ -333,21 +332,19 @@ def _probability_rows(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _sentiment_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    kinds = ("dense", "longer", "pruned_without_finetuning", "pruned")
-    table = []
-    for i, seed in enumerate(result["seeds"]):
-        row: dict[str, Any] = {"seed": seed}
-        for part in ("_validation", ""):
-            for kind in kinds:
-                index = i if kind != "longer" else _index(result["seeds_of_longer"], seed)
-                key = f"{kind}{part}_accuracy"
-                row[key] = "" if index is None else result[key][index]
-        table.append(row)
-    return table
-
-
-def _index(values: list[int], value: int) -> int | None:
-    return values.index(value) if value in values else None
+    """One row per trained model; the dense one was trained once, with seed 0."""
+    seeds = {"dense": [0], "longer": result["seeds_of_longer"], "pruned": result["seeds"]}
+    seeds["pruned_without_finetuning"] = seeds["dense"]
+    return [
+        {
+            "model": kind,
+            "seed": seed,
+            "validation_accuracy": result[f"{kind}_validation_accuracy"][i],
+            "test_accuracy": result[f"{kind}_accuracy"][i],
+        }
+        for kind in ("dense", "longer", "pruned_without_finetuning", "pruned")
+        for i, seed in enumerate(seeds[kind])
+    ]
 
 
 # ---- terminal ----------------------------------------------------------------------------------------------

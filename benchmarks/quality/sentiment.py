@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Accuracy of an encoder on movie-review sentiment: pruned and quantised, fine-tuned, against dense.
 
-The paper's protocol: fine-tune dense, prune, fine-tune again. For each seed three runs in a row: ``base``
-and ``dense`` (the same again), then ``pruned`` from there with the dense model as its teacher. What dense
-training gains from as many epochs at the same learning rate is ``longer``, also from ``dense``: the fair
-opponent of ``pruned``. All are tested on the same sentences: differences are paired. The recipes were chosen
-on the validation part, seed 0 (docs/attention.md).
+``dense`` is trained once from the packaged weights. From there, for each seed: ``pruned``, with the dense
+model as its teacher, and ``longer``, the dense model trained with the pruned run's epochs, learning rate and
+batches. ``longer`` is the fair opponent of ``pruned``; ``dense`` is what it started from. A seed orders the
+batches and draws the dropout of both. All are tested on the same sentences: differences are paired. Choices
+were made on the validation part, seed 0 (docs/attention.md).
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+import json
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from algo.attention.encoder import load_encoder
+from algo.attention.encoder import Encoder, load_encoder
 from algo.attention.finetune import (
     Distillation,
     SentimentTask,
@@ -54,15 +55,13 @@ class Setup:
     head_ratio: float = 1.1
     bits: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
-    dense_epochs: int = 1
-    """Of the base run, and again of the dense one."""
-    dense_learning_rate: float = 5e-5
+    """Of the runs after the dense one, whose seed is 0."""
+    dense_epochs: int = 6
+    dense_learning_rate: float = 1e-4
     pruned_epochs: int = 4
-    """Of the pruned run, which starts where the dense one ended."""
+    """Of the pruned run and the longer dense one, which start where the dense one ended."""
     pruned_learning_rate: float = 1e-4
     distillation: Distillation = DISTILLATION
-    n_train: int | None = 5000
-    """Training sentences used; None: all, about 6,900."""
     device: str = "cpu"
 
     def settings(self, n_layers: int) -> CascadeSettings:
@@ -76,10 +75,10 @@ class Setup:
             v_bits=self.bits,
         )
 
-    def dense_config(self, seed: int) -> TrainConfig:
-        """Of the base run and the dense one."""
+    def dense_config(self) -> TrainConfig:
+        """Of the dense run."""
         return TrainConfig(
-            epochs=self.dense_epochs, learning_rate=self.dense_learning_rate, seed=seed, device=self.device
+            epochs=self.dense_epochs, learning_rate=self.dense_learning_rate, device=self.device
         )
 
     def pruned_config(self, seed: int) -> TrainConfig:
@@ -90,43 +89,49 @@ class Setup:
 
 
 def run(folder: Path, setup: Setup, data: str | None, progress: Progress) -> None:
-    """Train and test every seed that is not there yet; interrupted trainings resume."""
+    """Train and test what is not there yet, the longer dense runs last; interrupted trainings resume."""
     reviews = load_reviews(data)
     parts = split(reviews)
-    parts = replace(parts, training=parts.training[: setup.n_train])
     mark = hashlib.sha256("\n".join(review.text for review in reviews).encode()).hexdigest()
     sizes = {f"n_{part}": len(getattr(parts, part)) for part in ("training", "validation", "test")}
     inputs = asdict(setup) | {"data_sha256": mark} | sizes
-    shared = {key: value for key, value in inputs.items() if key not in ("seeds", "n_train")}
-    for name, compute in (("seed", run_seed), ("longer", run_longer)):
+    del inputs["seeds"]
+    cached(folder, "dense", inputs, partial(run_dense, folder, setup, parts, progress))
+    for name, compute in (("pruned", run_pruned), ("longer", run_longer)):
         for seed in setup.seeds:
-            task = partial(compute, folder / f"seed-{seed}", setup, seed, parts, progress)
-            cached(folder, f"{name}-{seed}", shared | {"seed": seed}, task)
+            task = partial(compute, folder, setup, seed, parts, progress)
+            cached(folder, f"{name}-{seed}", inputs | {"seed": seed}, task)
 
 
-def run_seed(folder: Path, setup: Setup, seed: int, parts: Split, progress: Progress) -> dict[str, Any]:
-    """The trainings of one seed, and which sentences each model gets right."""
-    train_dense(folder / "base", None, setup.dense_config(seed), setup, parts, progress)
-    dense = train_dense(folder / "dense", folder / "base", setup.dense_config(seed), setup, parts, progress)
-    pruned = train_pruned(folder / "pruned", folder / "dense", setup, seed, parts, progress)
-    result: dict[str, Any] = {"settings": pruned.settings.to_dict()}
-    for part, reviews in (("validation", parts.validation), ("test", parts.test)):
-        for name, task, settings in (
-            ("dense", dense, OFF),
-            ("pruned", pruned, pruned.settings),
-            ("pruned_without_finetuning", dense, pruned.settings),
-        ):
-            result.setdefault(part, {})[name] = tested(task, reviews, settings)
-    return result
+def run_dense(folder: Path, setup: Setup, parts: Split, progress: Progress) -> dict[str, Any]:
+    """The dense model: which sentences it gets right as it is, and pruned without fine-tuning."""
+    dense = train_dense(folder / "dense", None, setup.dense_config(), setup, parts, progress)
+    settings = setup.settings(dense.encoder.shape.n_layers)
+    cases = {"dense": OFF, "pruned_without_finetuning": settings}
+    return {"settings": settings.to_dict(), **_tested_on_both(dense, parts, cases)}
+
+
+def run_pruned(folder: Path, setup: Setup, seed: int, parts: Split, progress: Progress) -> dict[str, Any]:
+    """The dense model, pruned and fine-tuned."""
+    pruned = train_pruned(folder / f"seed-{seed}" / "pruned", folder / "dense", setup, seed, parts, progress)
+    return _tested_on_both(pruned, parts, {"pruned": pruned.settings})
 
 
 def run_longer(folder: Path, setup: Setup, seed: int, parts: Split, progress: Progress) -> dict[str, Any]:
     """The dense model, trained further with the pruned run's epochs and learning rate."""
     config = setup.pruned_config(seed)
-    longer = train_dense(folder / "longer", folder / "dense", config, setup, parts, progress)
+    run_folder = folder / f"seed-{seed}" / "longer"
+    longer = train_dense(run_folder, folder / "dense", config, setup, parts, progress)
+    return _tested_on_both(longer, parts, {"longer": OFF})
+
+
+def _tested_on_both(
+    task: SentimentTask, parts: Split, cases: dict[str, CascadeSettings]
+) -> dict[str, dict[str, str]]:
+    """For both parts kept aside and each case, by name: one digit per sentence, 1 where right."""
     return {
-        "validation": {"longer": tested(longer, parts.validation, OFF)},
-        "test": {"longer": tested(longer, parts.test, OFF)},
+        part: {name: tested(task, getattr(parts, part), settings) for name, settings in cases.items()}
+        for part in ("validation", "test")
     }
 
 
@@ -148,28 +153,49 @@ def train_pruned(
 ) -> SentimentTask:
     """From the finished run in the folder ``dense``, which also teaches."""
     encoder = load_encoder(setup.model)
-    source = f"{SOURCE}, from {_digest(dense)}"
-    taught = SentimentTask(encoder, parts.training, OFF, source)
-    restore_weights(taught.module, dense)
-    taught.module.to(setup.device)
     progress(f"seed {seed} teacher", 0, 1)
-    teacher = _teacher(folder / "teacher.safetensors", taught)
+    teacher = taught_by(dense, encoder, parts.training, SOURCE, setup.device)
     settings = setup.settings(encoder.shape.n_layers)
-    task = SentimentTask(encoder, parts.training, settings, source, teacher, setup.distillation)
-    task.head.load_state_dict(taught.head.state_dict())
+    task = SentimentTask(encoder, parts.training, settings, teacher.source, teacher, setup.distillation)
+    restore_weights(task.module, dense)
     train(task, setup.pruned_config(seed), folder, lambda i, n, loss: progress(f"seed {seed} pruned", i, n))
     return task
 
 
-def _teacher(path: Path, taught: SentimentTask) -> Teacher:
-    """What the dense model says, from an earlier start of the run if it is there."""
+def taught_by(dense: Path, encoder: Encoder, reviews: list[Review], source: str, device: str) -> Teacher:
+    """What the finished dense run in the folder ``dense`` says about the reviews.
+
+    Kept there as ``teacher.safetensors``; asked again where the weights or the sentences' lengths are others.
+    Afterwards the encoder holds the dense run's weights. FileNotFoundError where no run is finished there,
+    ValueError where its weights do not fit or it was pruned or quantised.
+    """
+    _check_dense(dense)
+    taught = SentimentTask(encoder, reviews, OFF, f"{source}, from {_digest(dense)}")
+    restore_weights(taught.module, dense)
+    path = dense / "teacher.safetensors"
     if path.is_file():
         teacher = Teacher.load(path)
-        if teacher.source == taught.source:
+        if teacher.source == taught.source and teacher.fits(taught.ids):
             return teacher
+    taught.module.to(device)
     teacher = taught.teach()
     teacher.save(path)
     return teacher
+
+
+def _check_dense(folder: Path) -> None:
+    """FileNotFoundError where no finished run is, ValueError where it was not dense."""
+    if not (folder / "train.json").is_file():
+        raise FileNotFoundError(f"teacher {folder} holds no finished training run: it has no train.json")
+    try:
+        saved = json.loads((folder / "train.json").read_text())["run"]["task"]["settings"]
+        settings = CascadeSettings.from_dict(saved)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"teacher {folder} has a damaged train.json") from None
+    if settings != OFF:
+        raise ValueError(
+            f"teacher {folder} must be a dense run (token and head ratio 1, bits float), not a pruned one"
+        )
 
 
 def _digest(folder: Path) -> str:
@@ -214,26 +240,37 @@ def _difference(pruned: NDArray[np.float64], dense: NDArray[np.float64]) -> dict
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Accuracies and paired differences on the test part, from the results by name.
 
-    ``against_dense`` is pruned - dense, the model it started from; ``against_longer`` is pruned - longer, the
-    dense model with as many epochs, over the seeds that have it (None where none has). Two 95 % intervals:
-    Student t over the seeds' mean differences (would other seeds agree? None for one seed), and a bootstrap
-    over the test sentences, each averaged over seeds (would other sentences?).
+    ``against_dense`` is pruned - dense, the model it started from (one for all seeds); ``against_longer`` is
+    pruned - longer, the dense model with as many epochs, over the seeds that have it. Each is None where
+    nothing is there to compare. Two 95 % intervals: Student t over the seeds' mean differences (would other
+    seeds of the fine-tuning agree? None for one seed), and a bootstrap over the test sentences, each averaged
+    over seeds (would other sentences?).
     """
-    seeds = sorted(int(name.removeprefix("seed-")) for name in results if name.startswith("seed-"))
-    both = [seed for seed in seeds if f"longer-{seed}" in results]
-    runs = [results[f"seed-{seed}"] for seed in seeds]
-    longer = [results[f"longer-{seed}"] for seed in both]
-    pruned, dense = (_right(runs, "test", name) for name in ("pruned", "dense"))
-    found = {
-        "n_test": dense.shape[1],
+    dense = [results["dense"]]
+    seeds, seeds_of_longer = _seeds(results, "pruned"), _seeds(results, "longer")
+    found: dict[str, Any] = {
+        "n_test": len(dense[0]["test"]["dense"]),
         "seeds": seeds,
-        "seeds_of_longer": both,
-        **_accuracies(runs, ("dense", "pruned_without_finetuning", "pruned")),
-        "against_dense": _difference(pruned, dense),
+        "seeds_of_longer": seeds_of_longer,
+        **_accuracies(dense, ("dense", "pruned_without_finetuning")),
+        "against_dense": None,
         "against_longer": None,
     }
+    if seeds:
+        runs = [results[f"pruned-{seed}"] for seed in seeds]
+        found |= _accuracies(runs, ("pruned",))
+        found["against_dense"] = _difference(_right(runs, "test", "pruned"), _right(dense, "test", "dense"))
+    if seeds_of_longer:
+        found |= _accuracies([results[f"longer-{seed}"] for seed in seeds_of_longer], ("longer",))
+    both = [seed for seed in seeds if seed in seeds_of_longer]
     if both:
-        found |= _accuracies(longer, ("longer",))
-        opponent = _right(longer, "test", "longer")
-        found["against_longer"] = _difference(pruned[[seeds.index(seed) for seed in both]], opponent)
+        pruned, longer = (
+            _right([results[f"{name}-{seed}"] for seed in both], "test", name)
+            for name in ("pruned", "longer")
+        )
+        found["against_longer"] = _difference(pruned, longer)
     return found
+
+
+def _seeds(results: dict[str, dict[str, Any]], name: str) -> list[int]:
+    return sorted(int(key.removeprefix(f"{name}-")) for key in results if key.startswith(f"{name}-"))

@@ -19,6 +19,7 @@ from algo.attention.settings import (
     parse_bits,
 )
 from benchmarks.quality.progress import Progress
+from benchmarks.quality.sentiment import DISTILLATION, taught_by
 from benchmarks.quality.text import load_text
 
 HELD_OUT_SHARE = 0.1
@@ -26,11 +27,13 @@ HELD_OUT_SHARE = 0.1
 
 
 def pruning(n_layers: int, token_ratio: float, head_ratio: float, bits: str | None) -> CascadeSettings:
-    """Settings from overall ratios (layers / sum of keep ratios) and bits such as 8 or 6+4; None is float.
+    """Settings from overall ratios (layers / sum of keep ratios) and bits such as 8 or 6+4.
+
+    Bits of None or "float" quantise nothing.
 
     ValueError where a ratio is below 1 or cannot be reached.
     """
-    widths: dict[str, Any] = {} if bits is None else parse_bits(bits)
+    widths: dict[str, Any] = {} if bits in (None, "float") else parse_bits(bits)
     if widths and not widths["lsb_bits"]:
         widths["q_bits"] = widths["k_bits"]
     try:
@@ -78,13 +81,20 @@ class SentimentRun:
 
 
 def prepare_sentiment(
-    model: str, data: str | None, settings_of: Any, start: Path | None, config: TrainConfig, folder: Path
-) -> SentimentRun:
-    """Load model and reviews; ``settings_of(n_layers)`` gives the settings, ``start`` a finished run."""
+    model: str, data: str | None, settings_of: Any, start: Path | None, teacher: Path | None,
+    config: TrainConfig, folder: Path,
+) -> SentimentRun:  # fmt: skip
+    """Load model and reviews; ``settings_of(n_layers)`` gives the settings, ``start`` a finished run.
+
+    ``teacher`` is a finished dense run to distil from; without ``start`` the new run also starts there.
+    """
     encoder = load_encoder(model)
     settings = settings_of(encoder.shape.n_layers)
     parts = split(load_reviews(data))
-    task = SentimentTask(encoder, parts.training, settings, f"from {start}" if start else "from the model")
+    start = start or teacher
+    source = f"from {start}" if start else "from the model"
+    lessons = taught_by(teacher, encoder, parts.training, "reviews", config.device) if teacher else None
+    task = SentimentTask(encoder, parts.training, settings, source, lessons, DISTILLATION)
     if start is not None:
         restore_weights(task.module, start)
     return SentimentRun(

@@ -2,13 +2,19 @@
 """The quality experiments on tiny models: what they compute, that they resume, and their tables and plots."""
 
 import csv
+import hashlib
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from algo.attention.decoder import load_decoder
+from algo.attention.encoder import load_encoder
+from algo.attention.reviews import load_reviews, split
 from algo.attention.settings import CascadeSettings
 from benchmarks.quality import language, probability, report, sentiment
 from benchmarks.quality.statistics import bootstrap_interval, mean_and_half_interval
@@ -29,7 +35,7 @@ def results(tmp_path_factory, decoder_folder, encoder_folder, text_file, reviews
     probe = probability.Setup(models=(str(decoder_folder),), n_windows=2, window=32)
     inputs = load_text(text_file)
     cached(out / "probability", "tiny", {}, lambda: probability.measure(str(decoder_folder), inputs, probe))
-    train = sentiment.Setup(model=str(encoder_folder), seeds=(0, 1))
+    train = sentiment.Setup(model=str(encoder_folder), seeds=(0, 1), dense_epochs=2)
     sentiment.run(out / "sentiment", train, str(reviews_file), quiet)
     return out
 
@@ -99,29 +105,48 @@ def test_probability_error_falls_with_bits(results):
 
 
 def test_sentiment_summary_by_hand():
-    def result(dense: str, pruned: str):
-        part = {"dense": dense, "pruned": pruned, "pruned_without_finetuning": "0001"}
-        return {"test": part, "validation": part | {"dense": "01"}, "settings": {}}
+    def result(**right: str):
+        return {"test": right, "validation": dict.fromkeys(right, "01")}
 
-    results = {"seed-0": result("1100", "1110"), "seed-1": result("1111", "0111")}
-    results["longer-1"] = {"test": {"longer": "1011"}, "validation": {"longer": "11"}}
+    results = {
+        "dense": result(dense="1100", pruned_without_finetuning="0001"),
+        "pruned-0": result(pruned="1110"),
+        "pruned-1": result(pruned="0100"),
+        "longer-1": result(longer="1011"),
+    }
     summary = sentiment.summary(results)
-    assert summary["dense_accuracy"] == [0.5, 1.0] and summary["pruned_accuracy"] == [0.75, 0.75]
-    assert summary["pruned_without_finetuning_accuracy"] == [0.25, 0.25]
-    assert summary["dense_validation_accuracy"] == [0.5, 0.5]
+    assert summary["n_test"] == 4 and summary["seeds"] == [0, 1] and summary["seeds_of_longer"] == [1]
+    assert summary["dense_accuracy"] == [0.5] and summary["pruned_accuracy"] == [0.75, 0.25]
+    assert summary["pruned_without_finetuning_accuracy"] == [0.25] and summary["longer_accuracy"] == [0.75]
+    assert summary["dense_validation_accuracy"] == [0.5]
     against = summary["against_dense"]
     assert against["difference"] == [0.25, -0.25] and against["mean_difference"] == 0
     half = 12.706 * np.std([0.25, -0.25], ddof=1) / math.sqrt(2)
     assert against["seed_interval_95"] == pytest.approx([-half, half])
     low, high = against["sentence_interval_95"]
     assert -0.5 <= low < 0 < high <= 0.5
-    assert summary["seeds_of_longer"] == [1] and summary["longer_accuracy"] == [0.75]
     longer = summary["against_longer"]
-    assert longer["difference"] == [0] and longer["seed_interval_95"] is None
-    del results["longer-1"]
-    assert sentiment.summary(results)["against_longer"] is None
+    assert longer["difference"] == [-0.5] and longer["seed_interval_95"] is None
     rows = report._sentiment_rows(summary)
-    assert [row["longer_accuracy"] for row in rows] == ["", 0.75]
+    accuracies = [(row["model"], row["seed"], row["test_accuracy"]) for row in rows]
+    assert accuracies == [
+        ("dense", 0, 0.5),
+        ("longer", 1, 0.75),
+        ("pruned_without_finetuning", 0, 0.25),
+        ("pruned", 0, 0.75),
+        ("pruned", 1, 0.25),
+    ]
+
+
+def test_sentiment_summary_of_an_interrupted_run():
+    right = {"dense": "10", "pruned_without_finetuning": "00"}
+    summary = sentiment.summary({"dense": {"test": right, "validation": right}})
+    assert summary["against_dense"] is summary["against_longer"] is None
+    assert [row["model"] for row in report._sentiment_rows(summary)] == [
+        "dense",
+        "pruned_without_finetuning",
+    ]
+    assert len(report.sentiment_figure(summary).axes[0].patches) == 2
 
 
 def test_sentiment_learns(results):
@@ -130,6 +155,34 @@ def test_sentiment_learns(results):
     settings = CascadeSettings.from_dict(summary["settings"])
     assert settings.k_bits == settings.q_bits == settings.v_bits == 8
     assert 6 / sum(settings.token_ratios(6)) == pytest.approx(1.9)
+
+
+def test_both_runs_of_a_seed_start_from_the_one_dense_model(results):
+    folder = results / "sentiment"
+    weights = (folder / "dense" / "weights.safetensors").read_bytes()
+    source = f"movie reviews, from {hashlib.sha256(weights).hexdigest()[:12]}"
+    for seed in (0, 1):
+        pruned, longer = (
+            json.loads((folder / f"seed-{seed}" / name / "train.json").read_text())["run"]
+            for name in ("pruned", "longer")
+        )
+        assert pruned["task"]["source"] == pruned["task"]["teacher"] == longer["task"]["source"] == source
+        assert pruned["config"] == longer["config"] and pruned["config"]["seed"] == seed
+        assert longer["task"]["settings"] == CascadeSettings().to_dict() != pruned["task"]["settings"]
+
+
+def test_teacher_is_asked_again_when_its_weights_change(results, encoder_folder, reviews_file, tmp_path):
+    dense = shutil.copytree(results / "sentiment" / "dense", tmp_path / "dense")
+    reviews = split(load_reviews(str(reviews_file))).training
+    encoder = load_encoder(encoder_folder)
+    first = sentiment.taught_by(dense, encoder, reviews, "movie reviews", "cpu")
+    again = sentiment.taught_by(dense, encoder, reviews, "movie reviews", "cpu")
+    assert torch.equal(first.logits, again.logits) and first.source == again.source
+    weights = load_file(dense / "weights.safetensors")
+    save_file(weights | {"head.bias": weights["head.bias"] + 1.0}, dense / "weights.safetensors")
+    shifted = sentiment.taught_by(dense, encoder, reviews, "movie reviews", "cpu")
+    assert torch.allclose(shifted.logits, first.logits + 1.0, atol=1e-5) and shifted.source != first.source
+    assert len(sentiment.taught_by(dense, encoder, reviews[:7], "movie reviews", "cpu").saliency) == 7
 
 
 def test_finished_cases_are_not_computed_again(results, decoder_folder, text_file, monkeypatch):

@@ -34,6 +34,20 @@ def test_train_sentiment(encoder_folder, reviews_file, tmp_path):
     assert json.loads(further.stdout)["last_loss_nats"] < 0.5
 
 
+def test_distil_from_a_dense_run(encoder_folder, reviews_file, tmp_path):
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    off = ("--token-ratio", 1, "--head-ratio", 1, "--bits", "float")
+    assert sentiment(encoder_folder, reviews_file, dense, *off).exit_code == 0
+    done = sentiment(encoder_folder, reviews_file, pruned, "--teacher", dense, "--epochs", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    task = json.loads((pruned / "train.json").read_text())["run"]["task"]
+    assert task["source"] == f"from {dense}" and task["distillation"]["importance"] == 3
+    assert task["teacher"].startswith("reviews, from ") and (dense / "teacher.safetensors").is_file()
+    done = sentiment(encoder_folder, reviews_file, tmp_path / "x", "--teacher", pruned)
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert f"teacher {pruned} must be a dense run" in done.stderr
+
+
 def test_train_language(decoder_folder, text_file, tmp_path):
     done = run(
         "train", "language", decoder_folder, "--text", text_file, "--window", 16, "--out", tmp_path,
@@ -54,6 +68,7 @@ def test_train_language(decoder_folder, text_file, tmp_path):
         (["--device", "tpu"], "device must be cpu or cuda, not 'tpu'"),
         (["--learning-rate", "0"], "learning_rate must be positive, not 0.0"),
         (["--start", "nowhere"], "nowhere holds no finished training run"),
+        (["--teacher", "nowhere"], "teacher nowhere holds no finished training run: it has no train.json"),
         (["--data", "nowhere"], "reviews file nowhere does not exist"),
     ],
 )
@@ -82,7 +97,7 @@ def test_quality_from_an_empty_folder(
     tiny = {
         probability: {"models": ("smollm2",), "n_windows": 2, "window": 32},
         language: {"model": str(decoder_folder), "n_windows": 3, "n_prompt": 24, "n_scored": 6},
-        sentiment_experiment: {"model": str(encoder_folder), "seeds": (0, 1)},
+        sentiment_experiment: {"model": str(encoder_folder), "seeds": (0, 1), "dense_epochs": 2},
     }
     for module, fields in tiny.items():
         monkeypatch.setattr(module, "Setup", partial(module.Setup, **fields))
