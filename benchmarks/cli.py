@@ -153,6 +153,48 @@ def cosim(
 
 
 @app.command()
+def validate(
+    blocks: Annotated[list[str] | None, typer.Argument(help="Blocks to run; all if none is named.")] = None,
+    presets: Annotated[
+        list[str] | None, typer.Option("--preset", help="Repeatable; default: tiny and edge.")
+    ] = None,
+    changes: Changes = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that work at once.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Hold the cycle models to the Verilog in Verilator: the cycle of every output beat, at full rate.
+
+    Exit code 1 if a beat or its cycle differs. Simulators are built once, which takes minutes.
+    """
+    with user_input():
+        from benchmarks import validate as validation
+        from benchmarks.console import print_validation
+        from benchmarks.quality.progress import progress_bar
+        from hw.config import chip_of
+        from hw.harness.build import verilator_environment
+        from hw.registry import BLOCKS, block
+
+        chips = [chip_of(name, changes or ()) for name in presets or validation.PRESETS]
+        names = [block(name).name for name in blocks or BLOCKS]
+        validation.check(names, chips)
+        verilator_environment()
+    left_out = validation.missing_texts() if validation.CORE in names else None
+    if left_out:
+        print(f"quartet: left out: {left_out}", file=sys.stderr)
+    rows: list[validation.ValidationRow] = []
+    n_tasks = len(names) * len(chips)
+    with progress_bar() as progress:
+        progress("blocks", 0, n_tasks)
+        of_blocks = validation.validate(names, chips, texts=left_out is None, n_jobs=jobs)
+        for n_done, of_block in enumerate(of_blocks, 1):
+            rows += of_block
+            progress("blocks", n_done, n_tasks)
+    print_validation(rows, as_json=as_json)
+    if any(row.problems for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def topk(
     elements: Annotated[list[int], typer.Argument(help="Unsigned integers.")],
     k: Annotated[int, typer.Option("-k", "--k", help="How many to keep.")],

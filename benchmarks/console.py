@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # these need Amaranth or torch, which quartet bench does with
     from benchmarks.cosimulation import CosimRow
     from benchmarks.pruned_run import PrunedRun
     from benchmarks.selection import Selection
+    from benchmarks.validate import ValidationRow
 
 TABLE_WIDTH = 130
 """Columns that the tables need; used where stdout is no terminal, or a narrower one."""
@@ -150,6 +151,32 @@ def print_cosim(rows: Sequence["CosimRow"], *, as_json: bool) -> None:
     print(
         f"{len(rows)} cases, {sum(row.n_beats for row in rows)} output beats, {n_wrong} cases with a mismatch"
     )
+
+
+def print_validation(rows: Sequence["ValidationRow"], *, as_json: bool) -> None:
+    """A line for each workload of the core and for each other block, the worst last."""
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    from benchmarks.validate import table_lines
+
+    table = _table(
+        "Cycle models against the emitted Verilog (measured in RTL, at full rate)",
+        ("preset", "workload"),
+        ("output\nbeats", "cycles,\nRTL", "cycles,\nmodel", "largest\ndifference"),
+    )
+    for line in table_lines(rows):
+        difference = f"{line.difference_cycles:+d}" if line.difference_cycles else "0"
+        cells = (f"{line.n_beats:,}", f"{line.rtl_cycles:,}", f"{line.model_cycles:,}")
+        table.add_row(line.preset, line.workload, *cells, difference if line.is_equal else f"{difference} !")
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table)
+    for row in rows:
+        for problem in row.problems:
+            print(f"{row.preset}, {row.block}, {row.workload}: {problem}")
+    n_beats, n_wrong = sum(row.n_beats for row in rows), sum(bool(row.problems) for row in rows)
+    print(f"{len(rows)} runs, {n_beats:,} output beats, {n_wrong} runs in which a beat or its cycle differs")
 
 
 def print_selection(selection: "Selection", *, as_json: bool) -> None:
