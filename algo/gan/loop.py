@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from algo.attention.files import write_atomically
 
 Losses = dict[str, float]
+WEIGHTS, FINISHED, POINTER = "weights.safetensors", "train.json", "checkpoint.json"
+"""Files of a run: the first two when it has ended, the last while it has not."""
 OnStep = Callable[[int, int, Losses], None]
 """``on_step(step, n_steps, losses)`` after every step."""
 OnSave = Callable[[int], None]
@@ -110,10 +112,10 @@ def run(
     ValueError if ``folder`` holds another run or a damaged one.
     """
     described = {**trainee.describe(), "n_steps": config.n_steps, "seed": config.seed}
-    if (folder / "train.json").is_file():
-        done = _json(folder / "train.json")
+    if (folder / FINISHED).is_file():
+        done = _json(folder / FINISHED)
         _check_same(done["run"], described, folder)
-        trainee.state.restore({**trainee.state.tensors(), **_read(folder / "weights.safetensors", None)})
+        trainee.state.restore({**trainee.state.tensors(), **_read(folder / WEIGHTS, None)})
         return done["losses"]
     losses = _resume(folder, described, trainee.state)
     for step in range(len(losses) + 1, config.n_steps + 1):
@@ -123,20 +125,20 @@ def run(
         if step % config.checkpoint_steps == 0 and step < config.n_steps:
             _checkpoint(folder, described, trainee.state, losses)
             on_save(step)
-    write_atomically(folder / "weights.safetensors", save(_plain(trainee.state.weights())))
+    write_atomically(folder / WEIGHTS, save(_plain(trainee.state.weights())))
     on_save(config.n_steps)
     finished = json.dumps({"run": described, "losses": losses})
-    write_atomically(folder / "train.json", finished.encode())
-    for leftover in [*folder.glob("checkpoint-*.safetensors"), folder / "checkpoint.json"]:
+    write_atomically(folder / FINISHED, finished.encode())
+    for leftover in [*folder.glob("checkpoint-*.safetensors"), folder / POINTER]:
         leftover.unlink(missing_ok=True)
     return losses
 
 
 def load_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and weights of a finished run; FileNotFoundError where there is none."""
-    if not (folder / "train.json").is_file() or not (folder / "weights.safetensors").is_file():
-        raise FileNotFoundError(f"{folder} holds no finished training run (train.json, weights.safetensors)")
-    return _json(folder / "train.json")["run"], _read(folder / "weights.safetensors", None)
+    if not (folder / FINISHED).is_file() or not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} holds no finished training run ({FINISHED}, {WEIGHTS})")
+    return _json(folder / FINISHED)["run"], _read(folder / WEIGHTS, None)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,7 +156,7 @@ def _checkpoint(folder: Path, described: dict, state: State, losses: list[Losses
         "file": path.name,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    write_atomically(folder / "checkpoint.json", json.dumps(pointer).encode())
+    write_atomically(folder / POINTER, json.dumps(pointer).encode())
     for old in folder.glob("checkpoint-*.safetensors"):
         if old != path:
             old.unlink()
@@ -162,9 +164,9 @@ def _checkpoint(folder: Path, described: dict, state: State, losses: list[Losses
 
 def _resume(folder: Path, described: dict, state: State) -> list[Losses]:
     """Load the checkpoint, if there is one; returns the losses of the steps it covers."""
-    if not (folder / "checkpoint.json").is_file():
+    if not (folder / POINTER).is_file():
         return []
-    pointer = _json(folder / "checkpoint.json")
+    pointer = _json(folder / POINTER)
     _check_same(pointer["run"], described, folder)
     state.restore(_read(folder / pointer["file"], pointer["sha256"]))
     return pointer["losses"]

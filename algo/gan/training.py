@@ -7,6 +7,7 @@ Anycost GAN.
 """
 
 import copy
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from algo.anycost.discriminator import Discriminator
 from algo.anycost.generator import Generator, mix, sort_channels
 from algo.diffaugment import diff_augment, parse_policy
 from algo.gan.data import ImageSet, as_floats
-from algo.gan.loop import Losses, State, load_run
+from algo.gan.loop import WEIGHTS, Losses, State, load_run
 from algo.gan.losses import LOSSES, path_lengths, r1_penalty
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -123,12 +124,15 @@ class Start:
     """An earlier run to go on from."""
 
     name: str
+    """Its folder, and twelve hex digits of its weights."""
     weights: dict[str, Tensor]
 
     @classmethod
     def read(cls, folder: Path) -> "Start":
         """A finished run; FileNotFoundError where there is none."""
-        return cls(folder.name, load_run(folder)[1])
+        weights = load_run(folder)[1]
+        digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:12]
+        return cls(f"{folder.name} {digest}", weights)
 
 
 class GanTraining:
