@@ -21,7 +21,7 @@ class ConditionedConv(nn.Module):
         super().__init__()
         padding = 0 if down else kernel // 2
         self.conv = EqualConv(c_in, c_out, kernel, stride=2 if down else 1, padding=padding)
-        self.pad = (kernel // 2 + 1, kernel // 2 + 1) if down else None
+        self.pad = kernel // 2 + 1 if down else None
         self.gain = nn.Linear(arch_size, c_out) if arch_size else None
         self.shift = nn.Linear(arch_size, c_out) if arch_size else None
 
