@@ -195,6 +195,7 @@ def layers(config: GeneratorConfig, sub: SubGenerator) -> list[Layer]:
         rows += _modconv(f"b{level}.conv", size, wide, wide_too, level)
         rows += _to_rgb(f"b{level}.to_rgb", size, wide_too, level)
         n_out = 3 * level * level
+        # Published: 16 taps an output, inserted zeros included, and 4 more that the authors' counts have.
         rows.append(
             Layer(
                 name=f"b{level}.to_rgb.skip_up", kind="upfirdn_up2", c_in=3, c_out=3, h_in=level // 2,
