@@ -12,9 +12,10 @@ from algo.attention.encoder import load_encoder
 from algo.attention.settings import CascadeSettings
 from benchmarks.chip_run import ChipRun, run_on_chip
 from hw.attention.config import AttentionConfig, attention_config
+from hw.attention.layers import GivenTokens
 from hw.attention.program import PlaneBits, program, unpack_outputs
 from hw.attention.rtl import Attention
-from hw.attention.vectors import Options, Sentence, Shape, case, cases, sentence
+from hw.attention.vectors import Options, Sentence, Shape, case, cases, one_token, sentence
 from hw.config import ChipConfig, preset
 from hw.harness import cosim, verilated
 from hw.harness.amaranth_sim import run_case
@@ -55,6 +56,27 @@ def small_case() -> Case:
     first = sentence(Shape(5, 3, 32, 2), options, SMALL, rng)
     second = sentence(Shape(2, 2, 32, 1), options, SMALL, rng)
     return case("small", [first, second], SMALL, max_cycles=SMALL_CYCLES)
+
+
+def new_token_case() -> Case:
+    """A causal prompt of one group, then a new token: a given list of which one token goes, three groups.
+
+    Of the groups one is gone, of one a single head is left; some rows are computed again.
+    """
+    rng = np.random.default_rng(5)
+    causal = Options(rows="causal", group_size=2, k_bits=4, threshold=0)
+    prompt = sentence(Shape(3, 2, 32, 1), causal, SMALL, rng)
+    given = GivenTokens(
+        tokens=torch.tensor([0, 2, 3, 4, 6]),
+        importance=torch.tensor([701, 90, 95, 94, 0]),
+        n_keep=4,
+        halve=True,
+    )
+    options = Options(
+        rows="one", group_size=3, k_bits=4, threshold=3000, value_keep=0.5, token_keep=0.8, protect_last=True
+    )
+    token = one_token(Shape(7, 9, 32, 2), options, given, SMALL, rng, {0: [1, 3, 4, 5]})
+    return case("new token", [prompt, token], SMALL, max_cycles=SMALL_CYCLES)
 
 
 def problems(config: AttentionConfig, runs: list[Case], logs) -> dict[str, tuple[str, ...]]:
@@ -150,6 +172,26 @@ MUTANTS = {
     "next engine after a line, not a row": ("values", "self.i.payload.last", "Value.cast(1)"),
     "counters go on into the next layer": ("rtl", "m.If(cascade.ended)", "m.If(0)"),
 }  # fmt: skip
+NEW_TOKEN_MUTANTS = {
+    "a half for every head of a group": ("rows", "half.eq(half ^ head.last_of_group)", "half.eq(~half)"),
+    "half free before its last row": ("rows", "complete & (n_open == 1)", "n_open == 1"),
+    "last row of the layer not flushed": ("rows", "ends_layer.eq(head.last |", "ends_layer.eq(0 &"),
+    "causal row one key too long": (
+        "rows", "n_keys.eq(Mux(self.causal, tag.row + 1,", "n_keys.eq(Mux(self.causal, tag.row + 2,",
+    ),
+    "values beyond the keys of a causal row": (
+        "rows", "selected.n.eq(Mux(self.causal, tag.row + 1,", "selected.n.eq(Mux(0, tag.row + 1,",
+    ),
+    "query by the list of tokens": ("loader", "(what.target == Target.QUERY) & self.one", "0"),
+    "keys of a group fetched again": ("cascade", "starts_layer | is_other", "1"),
+    "group of the head before unknown": ("cascade", "group.eq(read_group.data)", "group.eq(0)"),
+    "newest token not protected": ("cascade", "self.layer.protect_last & scores.last", "0"),
+    "importance not halved": ("cascade", "halve.eq(layer.halve)", "halve.eq(0)"),
+    "eviction by the count of the next layer": (
+        "cascade", "Mux(evicting, layer.n_tokens,", "Mux(0, layer.n_tokens,",
+    ),
+    "heads selected for a new token": ("cascade", 'm.next = "FORGET HEADS"', 'm.next = "READ HEADS"'),
+}  # fmt: skip
 COMPONENTS = {
     "rows": ("RowSource", "QueryIssue", "Reports"),
     "loader": ("Loader",),
@@ -161,16 +203,34 @@ COMPONENTS = {
 """What a module gives to its user; ``rtl`` is the core itself."""
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_mutant_is_caught(name, monkeypatch):
-    module, old, new = MUTANTS[name]
+def test_new_token_in_amaranth():
+    """Also that this run shows what its mutants break."""
+    one = new_token_case()
+    log = run_case(Attention(SMALL), one)
+    assert judge(one, log).problems == ()
+    rows = unpack_outputs(log.beats["o"], SMALL)
+    assert sorted(rows.heads.tolist()[-4:]) == [1, 3, 4, 5]
+    assert 3 <= rows.used_lsb[-8:].sum() <= 6 and rows.used_lsb[-1]
+
+
+def caught(mutant: tuple[str, str, str], one: Case, monkeypatch) -> bool:
+    module, old, new = mutant
     broken = mutated(f"hw.attention.{module}", old, new)
     user = importlib.import_module("hw.attention.cascade") if module == "lists" else hw.attention.rtl
     for component in COMPONENTS.get(module, ()):
         monkeypatch.setattr(user, component, getattr(broken, component))
     core = broken.Attention if module == "rtl" else Attention
-    one = small_case()
-    assert judge(one, run_case(core(SMALL), one)).problems
+    return judge(one, run_case(core(SMALL), one)).problems != ()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    assert caught(MUTANTS[name], small_case(), monkeypatch)
+
+
+@pytest.mark.parametrize("name", NEW_TOKEN_MUTANTS)
+def test_new_token_mutant_is_caught(name, monkeypatch):
+    assert caught(NEW_TOKEN_MUTANTS[name], new_token_case(), monkeypatch)
 
 
 def test_list_is_read_to_its_end(monkeypatch):
