@@ -19,6 +19,7 @@ from hw.qk.config import SCORE_BITS, qk_config
 from hw.select.config import LocalValueConfig, RadixConfig, Semantics
 from hw.softmax.config import SoftmaxConfig
 from hw.stream.config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
+from hw.systolic.config import systolic_config
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 
 
@@ -256,6 +257,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.attention",
             component_name="Attention",
             config=attention_config,
+        ),
+        Block(
+            name="systolic",
+            summary="sums of convolutions, the weights staying in the array",
+            package="hw.systolic",
+            component_name="Systolic",
+            config=systolic_config,
         ),
     )
 }

@@ -1,0 +1,1 @@
+"""Weight-stationary systolic array for convolutions, with on-the-fly im2col."""
