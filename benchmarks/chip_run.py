@@ -21,8 +21,9 @@ from algo.attention.quantise import quantise, scale_of
 from algo.attention.record import AttentionRecord, LayerRecord, ModelShape
 from algo.attention.settings import CascadeSettings
 from hw.attention.config import AttentionConfig
-from hw.attention.golden import AttentionGolden, LayerResult
+from hw.attention.golden import AttentionGolden, Eviction, LayerResult
 from hw.attention.layers import GivenTokens, LayerInput
+from hw.attention.program import Pass, changed_heads
 from hw.pv.config import PROBABILITY_BITS
 from sim.driver.layers import DecoderBuilder, LayerBuilder, groups_of
 
@@ -72,6 +73,10 @@ class ChipGenerationRun:
     """Scores of each new token, float[n_new, vocab]."""
     passes: tuple[tuple[ChipLayer, ...], ...]
     """The prompt, then one pass for each token fed back."""
+    inputs: tuple[Pass, ...]
+    """What the core was given for each pass."""
+    evictions: tuple[Eviction | None, ...]
+    """The selection with which each pass began."""
     record: AttentionRecord
     """The run as a workload, with the chip's decisions."""
 
@@ -153,6 +158,7 @@ class ChipGeneration:
         self.passes: list[list[ChipLayer]] = []
         self.given: list[GivenTokens | None] = []
         """The list with which each pass began."""
+        self.evictions: list[Eviction | None] = []
         self.rows = torch.arange(n_prompt)
         """int64[n], positions of the rows in the layer at hand."""
         self._steps: list[list[Tensor]] = []
@@ -193,6 +199,7 @@ class ChipGeneration:
 
     def _begin(self, given: GivenTokens | None) -> None:
         self.given.append(given)
+        self.evictions.append(self.golden.eviction)
         self.passes.append([])
 
     # ---- called by the model adapter ----------------------------------------------------------------------
@@ -238,6 +245,21 @@ class ChipGeneration:
         self._builder.returned(result.tokens.numpy(), result.token_importance.numpy())
         self.passes[-1].append(_chip_layer(given, result, self.rows, ints, score_steps, steps))
         return _outputs(self.passes[-1][-1], q)
+
+    def inputs(self) -> list[Pass]:
+        """What the core was given for each pass."""
+        lists = [layer.result.heads.tolist() for layer in self.passes[0]]
+        heads = changed_heads(lists, self.shape.n_heads)
+        return [
+            Pass(
+                layers=[layer.input for layer in layers],
+                bits=self._builder.bits,
+                given=given,
+                heads=heads if given else {},
+                sequence=0,
+            )
+            for layers, given in zip(self.passes, self.given, strict=True)
+        ]
 
     def record(self, model: str, token_ids: Tensor) -> AttentionRecord:
         """The run so far; ``token_ids`` int64[n] are the tokens of all passes."""
@@ -397,5 +419,7 @@ def generate_on_chip(
         text=None if decoder.tokenizer is None else str(decoder.tokenizer.decode(torch.cat(tokens).tolist())),
         logits=torch.cat(logits),
         passes=tuple(tuple(layers) for layers in chip.passes),
+        inputs=tuple(chip.inputs()),
+        evictions=tuple(chip.evictions),
         record=chip.record(decoder.name, all_ids[:-1]),
     )

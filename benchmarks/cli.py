@@ -224,6 +224,9 @@ def run(
     text: Annotated[str | None, typer.Option(help="The text.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
     generate: Annotated[int, typer.Option(min=1, help="Decoders: tokens to generate.")] = 16,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Decoders: only the first so many layers of the model.")
+    ] = None,
     keep: Annotated[float, typer.Option(help="Mean share of tokens kept by the pruned layers, 0..1.")] = 0.5,
     heads: Annotated[float, typer.Option(help="Mean share of heads kept by the pruned layers.")] = 1.0,
     values: Annotated[float, typer.Option(help="Share of the V vectors fetched, per head and query.")] = 1.0,
@@ -235,8 +238,8 @@ def run(
         bool,
         typer.Option(
             "--rtl",
-            help="Also in simulated Verilog: the attention core for an encoder with --bits (tiny builds "
-            "its simulator in a minute, paper takes long), else the top-k engine.",
+            help="Also in simulated Verilog: the attention core with --bits (tiny builds its simulator in a "
+            "minute, paper takes long), else the top-k engine.",
         ),
     ] = False,
     record: Annotated[Path | None, typer.Option(help="Folder for the record of the pruned run.")] = None,
@@ -244,21 +247,26 @@ def run(
 ) -> None:
     """Run a real model whose cascade the chip decides, beside the full one. Exit 1 on a mismatch.
 
-    An encoder with --bits has its whole attention computed by the chip; else the model is in float and the
-    top-k engine selects.
+    With --bits the whole attention is computed by the chip, and a decoder's prompt is not pruned; else the
+    model is in float and the top-k engine selects.
     """
     with user_input():
+        from dataclasses import replace
+
         from algo.attention.encoder import Encoder
         from algo.attention.settings import CascadeSettings, parse_bits
         from benchmarks.console import print_run
         from benchmarks.pruned_run import (
+            check_decoder_on_core,
             check_length,
             check_on_core,
             load_model,
             read_text,
             run_decoder,
+            run_decoder_on_core,
             run_encoder,
             run_encoder_on_core,
+            truncated,
         )
         from hw.config import chip_of
 
@@ -268,18 +276,25 @@ def run(
             token_keep=keep, head_keep=heads, value_keep=values, lsb_threshold=threshold, **options
         )
         words = read_text(text, file)
-        loaded = load_model(model)
+        loaded = load_model(model, layers)
         n_new = 0 if isinstance(loaded, Encoder) else generate
         ids = loaded.token_ids(words) if isinstance(loaded, Encoder) else loaded.token_ids(words, n_new)
         check_length(len(ids) + n_new, chip.topk)
         if bits and isinstance(loaded, Encoder):
             check_on_core(loaded, len(ids), settings, chip)
+        elif bits and not isinstance(loaded, Encoder):
+            settings = replace(settings, prune_prompt=False)
+            check_decoder_on_core(loaded, len(ids), n_new, settings, chip)
     if bits and isinstance(loaded, Encoder):
         result, recorded = run_encoder_on_core(loaded, ids, settings, chip, rtl=rtl)
     elif isinstance(loaded, Encoder):
         result, recorded = run_encoder(loaded, ids, settings, chip, rtl=rtl)
+    elif bits:
+        result, recorded = run_decoder_on_core(loaded, ids, n_new, settings, chip, rtl=rtl)
     else:
         result, recorded = run_decoder(loaded, ids, n_new, settings, chip, rtl=rtl)
+    if layers:
+        result = truncated(result, layers)
     print_run(result, as_json=as_json)
     if record:
         print(f"record: {recorded.save(record)}", file=sys.stderr)

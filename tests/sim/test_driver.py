@@ -99,7 +99,10 @@ def test_records_that_the_chip_cannot_run_are_refused():
     for broken, message in (
         (with_first(q=None), r"layer 0 of the record must hold integers"),
         (with_first(v_scale=np.arange(1.0, 5.0)), r"v_scale of layer 0 must be the same for all heads"),
-        (replace(record, shape=replace(record.shape, n_kv_heads=2)), r"the model must be an encoder with a K"),
+        (
+            replace(record, shape=replace(record.shape, n_kv_heads=2)),
+            r"the model must be an encoder with a K",
+        ),
         (replace(record, settings=CascadeSettings()), r"q_bits, k_bits and v_bits must be given"),
         (
             replace(record, settings=replace(record.settings, value_semantics="score")),
