@@ -6,17 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from algo.attention.decoder import Decoder
 from algo.attention.encoder import Encoder
 from algo.attention.record import AttentionRecord
 from algo.attention.settings import CascadeSettings
-from benchmarks.chip_run import ChipRun, run_on_chip
+from benchmarks.chip_run import ChipGenerationRun, ChipRun, generate_on_chip, run_on_chip
 from hw.attention.config import attention_config
+from hw.attention.program import programs
 from hw.attention.vectors import Sentence, case
 from hw.config import preset
-from sim.driver.layers import layers_of, plane_bits
-from sim.driver.program import program_of, unpack
+from sim.driver.layers import layers_of, passes_of, plane_bits
+from sim.driver.program import program_of, unpack, unpack_passes
 
 TINY = attention_config(preset("tiny"))
 PRUNED = {"token_keep": 0.6, "head_keep": 0.7, "value_keep": 0.6}
@@ -107,6 +109,92 @@ def test_records_that_the_chip_cannot_run_are_refused():
         (
             replace(record, settings=replace(record.settings, value_semantics="score")),
             r"value_semantics must be probability on the chip, not 'score'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            program_of(broken, TINY)
+
+
+# ---- decoders ---------------------------------------------------------------------------------------------
+
+
+def generation(settings: CascadeSettings) -> ChipGenerationRun:
+    """A random Llama of 3 layers, 4 heads and 2 groups: a prompt of 9 tokens, 4 new ones."""
+    torch.manual_seed(6)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.12,
+    )  # fmt: skip
+    decoder = Decoder(LlamaForCausalLM(config).eval(), name="random")
+    return generate_on_chip(decoder, list(range(2, 11)), settings, TINY, 4)
+
+
+GENERATION = CascadeSettings(
+    token_schedule=(0.9, 0.7, 0.5), head_counts=(4, 3, 2), value_keep=0.7, prune_prompt=False,
+    importance_rescale=0.5, k_bits=6, v_bits=6, lsb_bits=4, lsb_threshold=0.3,
+)  # fmt: skip
+
+
+def sentences(run: ChipGenerationRun) -> list[Sentence]:
+    return [
+        Sentence(
+            layers=one.layers,
+            bits=one.bits,
+            given=one.given,
+            heads=one.heads,
+            sequence=one.sequence,
+            results=[layer.result for layer in layers],
+            eviction=eviction,
+        )
+        for one, layers, eviction in zip(run.inputs, run.passes, run.evictions, strict=True)
+    ]
+
+
+def test_saved_generation_gives_the_chip_what_the_run_gave_it(tmp_path):
+    """Descriptors, given lists and scores, a memory that holds K and V once; after a way through a file."""
+    run = generation(GENERATION)
+    record = AttentionRecord.load(run.record.save(tmp_path))
+    one = case("run", sentences(run), TINY)
+    program = program_of(record, TINY)
+    for name, beats in program.inputs.items():
+        assert np.array_equal(beats, one.inputs[name]), name
+    (memory,) = one.memories.values()
+    assert np.array_equal(program.atoms, memory.words)
+    prompt_alone = programs(passes_of(record, TINY)[:1], TINY)
+    later_queries = 3 * 3 * (4 * 32 * 12 // 256)
+    assert len(program.atoms) == len(prompt_alone.atoms) + later_queries + 3 * 3 * ATOMS_OF_POSITION
+
+
+ATOMS_OF_POSITION = 2 * 2 + 1
+"""In a layer, of 2 groups of 32 elements: K and V of 6 bits, 384 bits in 2 atoms each; LSBs in one."""
+
+
+def test_outputs_of_generation_come_back_by_pass_and_layer():
+    run = generation(GENERATION)
+    got = unpack_passes(dict(case("run", sentences(run), TINY).expected), run.record, TINY)
+    assert [len(of_pass) for of_pass in got] == [3] * 4
+    for outputs, layers in zip(got, run.passes, strict=True):
+        for output, layer in zip(outputs, layers, strict=True):
+            want = layer.result
+            for name in ("tokens", "heads", "outputs", "used_lsb", "token_importance", "head_importance"):
+                assert np.array_equal(getattr(output, name), getattr(want, name).numpy()), name
+            assert 0 < output.ideal_bytes <= output.moved_bytes
+    assert got[3][0].outputs.shape == (4, 1, 32) and len(got[3][0].tokens) < 12
+    with pytest.raises(ValueError, match="passes of the record must be 1, not 4: use unpack_passes"):
+        unpack({}, run.record, TINY)
+
+
+def test_records_of_generation_that_the_chip_cannot_run_are_refused():
+    record = generation(GENERATION).record
+    unscored = tuple(replace(layer, token_importance=None) for layer in record.passes[1])
+    for broken, message in (
+        (
+            replace(record, passes=(record.passes[0], unscored, *record.passes[2:])),
+            r"pass 1 of the record must hold importance: run it on the chip",
+        ),
+        (
+            replace(record, settings=replace(GENERATION, prune_prompt=True)),
+            r"prune_prompt must be False to generate on the chip",
         ),
     ):
         with pytest.raises(ValueError, match=message):
