@@ -2,6 +2,7 @@
 """The attention core: whole sentences against golden, in three simulators; mutants."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -263,3 +264,15 @@ def test_planes_beyond_the_memory_are_refused():
     one = sentence(Shape(4, 1, 32, 1), Options(), TINY, np.random.default_rng(1))
     with pytest.raises(ValueError, match=r"planes must fit in 67108864 atoms, not \d+"):
         program(one.layers, one.bits, TINY, first_atom=(1 << 26) - 3)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_new_rows_wait_for_no_half_that_they_hold(window):
+    """Every row of a new token is computed again, with a window of one row and one wider than the halves."""
+    config = replace(SMALL, confidence=replace(SMALL.confidence, window=window))
+    options = Options(rows="one", k_bits=6, threshold=4095, group_size=2, protect_last=True, value_keep=0.7)
+    given = GivenTokens(tokens=np.array([0, 2, 3, 5]), importance=np.array([9, 4, 7, 0]), n_keep=3)
+    one = one_token(Shape(6, 7, 32, 1), options, given, config, np.random.default_rng(2))
+    assert one.results[0].used_lsb.all() and len(one.results[0].order) == 7
+    new_token = case("new token", [one], config, max_cycles=SMALL_CYCLES)
+    assert judge(new_token, run_case(Attention(config), new_token)).problems == ()
