@@ -543,7 +543,7 @@ def quality(
 ) -> None:
     """What pruning and quantisation cost on real weights (SpAtten's Figs. 7 and 21): tables and plots.
 
-    Finished cases are reused, interrupted ones go on. All of it takes about two hours on one CPU core.
+    Finished cases are reused, interrupted ones go on. All of it takes about three hours on one CPU core.
     """
     with user_input():
         from benchmarks.quality.experiments import check_names, run_experiments
