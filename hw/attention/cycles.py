@@ -69,19 +69,19 @@ def replay(traces: Sequence[LayerTrace], config: AttentionConfig, memory: Memory
     ValueError
         No layers, or a first layer that begins no sentence.
     RuntimeError
-        Nothing left for ``MAX_QUIET_CYCLES``: a memory far too slow, or contradictory traces.
+        Nothing left for ``MAX_QUIET_CYCLES`` or twice that: memory far too slow, or contradictory traces.
     """
     if not traces or "go on" in (traces[0].tokens_from, traces[0].heads_from):
         raise ValueError("traces must hold at least one layer, and the first must not go on from another")
     core = Core(layers_of(traces, config), config, memory)
-    cycle = last_cycle = n_before = 0
+    cycle = n_before = 0
     while not core.is_done:
         cycle += 1
         core.step(cycle)
-        if core.n_stamps != n_before:
-            n_before, last_cycle = core.n_stamps, cycle
-        elif cycle - last_cycle > MAX_QUIET_CYCLES:
-            raise RuntimeError(f"nothing left the core for {MAX_QUIET_CYCLES} cycles up to cycle {cycle}")
+        if cycle % MAX_QUIET_CYCLES == 0:
+            if core.n_stamps == n_before:
+                raise RuntimeError(f"nothing left the core for {MAX_QUIET_CYCLES} cycles up to cycle {cycle}")
+            n_before = core.n_stamps
     heads, tokens = core.cascade.heads, core.cascade.tokens
     return AttentionTiming(
         o=np.array(core.output_stamps),

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ import pytest
 from hw.attention import cycles as attention_cycles
 from hw.attention.config import AttentionConfig, attention_config
 from hw.attention.cycles import LayerTrace, replay
+from hw.attention.layers import GivenTokens
 from hw.attention.replay import sentence as replayed
 from hw.attention.rtl import Attention
 from hw.attention.trace import traces
-from hw.attention.vectors import MEMORY, Options, Shape, case, cases, sentence
+from hw.attention.vectors import MEMORY, Options, Shape, case, cases, generation, one_token, sentence
 from hw.config import ChipConfig, preset
 from hw.fetch.cycles import MemoryTiming
 from hw.harness import verilated
-from hw.harness.amaranth_sim import run_case
+from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import Case, judge
 from hw.registry import BLOCKS
 from hw.topk.config import TopKConfig
@@ -74,14 +76,25 @@ def small_case(memory: MemoryTiming) -> Case:
     return case("small", [one], QUICK, memory=memory)
 
 
-@pytest.mark.parametrize("memory", [MEMORY, MemoryTiming(latency_cycles=1, interval_cycles=3)])
-def test_every_beat_is_on_time_in_amaranth(memory):
+def small_generation(memory: MemoryTiming) -> Case:
+    """A causal prompt of four tokens, then two new ones; heads in pairs, a token evicted before each."""
+    options = Options(
+        k_bits=4, token_keep=0.7, value_keep=0.6, threshold=4000, rows="one", group_size=2, protect_last=True
+    )
+    rng = np.random.default_rng(5)
+    passes = generation(Shape(4, 4, 32, 2), options, 2, QUICK, rng, sequence=0, halve=True)
+    assert any(bool(result.used_lsb.any()) for one in passes[1:] for result in one.results)
+    return case("generation", passes, QUICK, memory=memory)
+
+
+def test_every_beat_is_on_time_in_amaranth():
     """Tokens, heads and values pruned, some rows computed again; also with a slow channel."""
-    one = small_case(memory)
-    assert set(one.expected_cycles) == set(one.expected)
-    log = run_case(Attention(QUICK), one)
-    for port, cycles in one.expected_cycles.items():
-        np.testing.assert_array_equal(log.since_first_input(port), cycles, err_msg=port)
+    slow = MemoryTiming(latency_cycles=1, interval_cycles=3)
+    runs = [small_case(MEMORY), small_case(slow), small_generation(MEMORY)]
+    for one, log in run_cases(Attention(QUICK), runs):
+        assert set(one.expected_cycles) == set(one.expected)
+        for port, cycles in one.expected_cycles.items():
+            np.testing.assert_array_equal(log.since_first_input(port), cycles, err_msg=f"{one.name} {port}")
 
 
 @pytest.mark.full
@@ -104,6 +117,44 @@ def test_a_slower_memory_delays_every_output():
 def test_rows_computed_again_cost_cycles():
     first, again = (replay(one_layer(threshold=t), TINY, MEMORY).n_cycles for t in (0, 4095))
     assert again > first + 4
+
+
+def new_token_cycles(n_keys: int, n_heads: int, **changes) -> int:
+    """One layer of one query a head."""
+    given = GivenTokens(tokens=np.arange(n_keys), importance=np.zeros(n_keys, np.int64), n_keep=n_keys)
+    options = Options(rows="one", progressive=False, **changes)
+    one = one_token(Shape(n_keys, n_heads, 32, 1), options, given, TINY, np.random.default_rng(6))
+    return replay(traces([one]), TINY, MEMORY).n_cycles
+
+
+def test_a_group_fetches_its_keys_once():
+    """A new token's pace is that of the memory: 32 keys of 8 bits are 32 atoms, and as many of values."""
+    own, shared = (new_token_cycles(32, 8, group_size=size) for size in (1, 4))
+    assert own - shared > 6 * 2 * 32 * 0.8
+
+
+def test_a_causal_prompt_takes_as_long_as_its_rows_have_keys():
+    shape, options = Shape(16, 2, 32, 1), Options(progressive=False)
+    whole, causal = (
+        replay(
+            traces([sentence(shape, replace(options, rows=rows), TINY, np.random.default_rng(7))]),
+            TINY,
+            MEMORY,
+        )
+        for rows in ("all", "causal")
+    )
+    assert len(causal.o) == len(whole.o) == 32
+    assert causal.n_cycles < whole.n_cycles
+
+
+def test_new_tokens_leave_nothing_of_heads():
+    """And an eviction is one more selection of tokens."""
+    given = GivenTokens(tokens=np.arange(9), importance=np.arange(9), n_keep=5)
+    one = one_token(Shape(9, 2, 32, 2), Options(rows="one"), given, TINY, np.random.default_rng(8))
+    timing = replay(traces([one]), TINY, MEMORY)
+    assert len(timing.o_heads) == len(timing.o_head_importance) == 0
+    assert len(timing.o) == 4 and len(timing.o_summary) == 2
+    assert len(timing.o_token_importance) == -(-9 // TINY.lanes) + 2 * -(-5 // TINY.lanes)
 
 
 def test_layers_add_up():
@@ -135,7 +186,7 @@ def test_no_sentence_is_refused():
 
 def test_a_core_that_stands_still_is_an_error(monkeypatch):
     monkeypatch.setattr(attention_cycles, "MAX_QUIET_CYCLES", 1000)
-    with pytest.raises(RuntimeError, match="nothing left the core for 1000 cycles up to cycle 1001"):
+    with pytest.raises(RuntimeError, match="nothing left the core for 1000 cycles up to cycle 1000"):
         replay(one_layer(), TINY, MemoryTiming(latency_cycles=2000))
 
 

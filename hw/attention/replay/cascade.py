@@ -68,6 +68,9 @@ class KeptList:
         ends = self.is_chunk or left <= self.lanes
         moves = self.active and flow
         ready = not self.active or (moves and ends)
+        if not self.active and read is None:
+            self._write(fill, kept)
+            return False
         if flow:
             self.out = (min(left, self.lanes), ends) if self.active else None
         if moves:
@@ -111,6 +114,8 @@ class Importance:
         self.hits: Beat | None = None
         self.eliminated: Beat | None = None
         self.packer = Regroup(RegroupConfig(element_bits=1, lanes_in=config.lanes, lanes_out=config.lanes))
+        self.is_drained = True
+        """No score is on its way out or to its new place."""
 
     @property
     def adds(self) -> bool:
@@ -134,6 +139,12 @@ class Importance:
     ) -> None:
         """One cycle: a command (operation, line, rows or elements) where it is taken; ``beat`` likewise."""
         state = self.state
+        if self.is_drained and state in ("IDLE", "ADD"):
+            if command is not None:
+                self._take(*command)
+            elif beat is not None:
+                self._add(beat)
+            return
         end = self.reading[2]
         end_taken = self.regroup.step(end, out_taken)
         flow = end is None or end_taken
@@ -166,6 +177,8 @@ class Importance:
             self.state = "IDLE"
         if flow:
             self.reading = [read, self.reading[0], self.reading[1]]
+        held = (*self.reading, self.hits, self.eliminated)
+        self.is_drained = not any(held) and self.regroup.is_empty and self.packer.is_empty
 
     def _take(self, operation: str, line: int, n_rows: int) -> None:
         self.line, self.remaining = 0, self.n_held
@@ -217,7 +230,10 @@ class _Side:
     """Tokens or heads: the list of them, and the importance of what stands in it."""
 
     def __init__(self, name: str, config: ImportanceConfig, lanes: int) -> None:
-        self.name = name
+        self.command, self.fill, self.read = f"{name} command", f"{name} fill", f"{name} read"
+        """Sinks, as the control names them."""
+        self.given = f"GIVEN {name}"
+        """The state in which its list comes from outside."""
         self.importance, self.list = Importance(config), KeptList(lanes)
         self.score_stamps: list[int] = []
         self.kept_stamps: list[int] = []
@@ -236,6 +252,8 @@ class Cascade:
         self.state = "LAYER"
         self.done: set[str] = set()
         """Sinks of the state that have had their beat."""
+        self.offers: set[str] = set()
+        """Those that have not."""
         self.number = -1
         """Of the layer at hand."""
         self.head, self.of_tokens, self.evicting = 0, False, False
@@ -254,7 +272,7 @@ class Cascade:
 
     @property
     def selecting(self) -> bool:
-        return self.state.startswith(("SELECT", "WAIT"))
+        return self.state in ("SELECT", "WAIT")
 
     @property
     def side(self) -> _Side:
@@ -294,9 +312,12 @@ class Cascade:
         """One cycle after ``out_head`` and the list of tokens were taken; beats of probabilities and of
         magnitudes only where they are taken. Whether the loader's read of the list was taken."""
         side = self.side
-        offers, taken = self._offers(), set[str]()
-        kept_list, kept_importance = self._kept(cycle)
-        score_taken = self._select(offers, taken, cycle)
+        offers, taken = self.offers, set[str]()
+        kept_list = kept_importance = None
+        score_taken = False
+        if self.selecting:
+            kept_list, kept_importance = self._kept(cycle)
+            score_taken = self._select(offers, taken, cycle)
         for which, beat in ((self.tokens, token_beat), (self.heads, head_beat)):
             command = self._command(which, offers, taken)
             if which is side:
@@ -310,12 +331,12 @@ class Cascade:
 
     def _offers(self) -> set[str]:
         """Sinks that the state sends to and that have not had their beat."""
-        state, name = self.state, self.side.name
+        state, at_hand = self.state, self.side
         names: set[str] = set()
         if state == "ANEW":
-            for side, source in (("tokens", self.layer.tokens), ("heads", self.layer.heads_from)):
-                names |= {f"{side} command"} if source != "go on" else set()
-                names |= {f"{side} fill"} if source == "fill" else set()
+            for side, source in ((self.tokens, self.layer.tokens), (self.heads, self.layer.heads_from)):
+                names |= {side.command} if source != "go on" else set()
+                names |= {side.fill} if source == "fill" else set()
         elif state == "HEADS":
             names = {"heads read"}
         elif state == "ROWS":
@@ -323,9 +344,9 @@ class Cascade:
         elif state == "FORGET":
             names = {"heads command"}
         elif state == "READ":
-            names = {f"{name} command"}
+            names = {at_hand.command}
         elif state == "SELECT":
-            names = {f"{name} read", "row", f"{name} command"}
+            names = {at_hand.read, "row", at_hand.command}
         return names - self.done
 
     def _kept(self, cycle: int) -> tuple[Beat | None, Beat | None]:
@@ -349,10 +370,8 @@ class Cascade:
     def _select(self, offers: set[str], taken: set[str], cycle: int) -> bool:
         """The selection engine's cycle; whether it took a line of scores."""
         side = self.side
-        request = None
-        if "row" in offers:
-            request = self.choice.selection
-        line = side.list.out if self.selecting else None
+        request = self.choice.selection if "row" in offers else None
+        line = side.list.out
         has_score = side.importance.out is not None and not side.importance.fork.done[0]
         row_taken, line_taken, score_taken = self.selector.step(cycle, request, line, has_score)
         if row_taken:
@@ -365,10 +384,9 @@ class Cascade:
 
     def _command(self, side: _Side, offers: set[str], taken: set[str]) -> tuple[str, int, int] | None:
         """The command that the side takes."""
-        name = f"{side.name} command"
-        if name not in offers or side.importance.state != "IDLE":
+        if side.command not in offers or side.importance.state != "IDLE":
             return None
-        taken.add(name)
+        taken.add(side.command)
         after = {"ANEW": "CLEAR", "ROWS": "ADD", "FORGET": "CLEAR", "READ": "READ", "SELECT": "KEEP"}
         operation = after[self.state]
         if operation == "KEEP":
@@ -389,7 +407,7 @@ class Cascade:
     ) -> None:
         importance = side.importance
         out_taken = False
-        if importance.out is not None:
+        if not importance.is_drained and importance.out is not None:
             if not importance.fork.done[1]:
                 side.score_stamps.append(cycle)
             out_taken = importance.fork.step([score_taken, True])
@@ -412,18 +430,18 @@ class Cascade:
         read_taken = False
         for side, n in ((self.tokens, layer.n_tokens), (self.heads, layer.n_model_heads)):
             fill = None
-            if f"{side.name} fill" in offers and not side.list.filling:
-                taken.add(f"{side.name} fill")
+            if side.fill in offers and not side.list.filling:
+                taken.add(side.fill)
                 fill = n
-            read = WHOLE_LIST if f"{side.name} read" in offers else None
+            read = WHOLE_LIST if side.read in offers else None
             if side is self.tokens and not self.selecting:
                 read = list_read
             into = kept if side is self.side else None
-            if self.state == f"GIVEN {side.name}":
+            if self.state == side.given:
                 into = self._given(side.list.lanes)
             was_read = side.list.step(fill, into, read)
-            if was_read and f"{side.name} read" in offers:
-                taken.add(f"{side.name} read")
+            if was_read and side.read in offers:
+                taken.add(side.read)
             elif was_read:
                 read_taken = True
         return read_taken
@@ -436,7 +454,13 @@ class Cascade:
         return count, self.n_given == n
 
     def _advance(self, cycle: int, offers: set[str], taken: set[str]) -> None:
-        """The control's next state."""
+        """The control's next state, and what it sends."""
+        before = self.state
+        self._next(cycle, offers, taken)
+        if taken or self.state != before:
+            self.offers = self._offers()
+
+    def _next(self, cycle: int, offers: set[str], taken: set[str]) -> None:
         match self.state:
             case "LAYER":
                 if self.number + 1 < len(self.layers):

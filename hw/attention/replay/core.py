@@ -12,7 +12,7 @@ from .loading import Fetch, Issue, Loader, Ring
 from .rows import Head, Reports, Row, Source
 from .selection import ValueSelect
 from .softmax import Confidence, Softmax
-from .streams import Beat, Fork, Regroup
+from .streams import Beat, Fork, Queue, Regroup
 
 
 class Core:
@@ -68,14 +68,14 @@ class Core:
         )
         if list_taken:
             cascade.tokens.list.out = None
-        loader_heads, source_head = self._surviving_head()
+        head, takers, source_takes = self._surviving_head()
         read_taken = cascade.step(cycle, loader.offered_read(), token_beat, head_beat)
         n_reserve = loader.step(
             request_taken, read_taken, ring_has_room, lsb_wanted, key_freed, self.pv.freed_half
         )
-        for queue, head in zip(loader.heads.values(), loader_heads, strict=True):
-            queue.put(head)
-        self.source.heads.put(source_head)
+        for queue in loader.heads.values():
+            queue.put(head if queue in takers else None)
+        self.source.heads.put(head if source_takes else None)
         self.ring.step(n_query_rows, n_reserve)
 
     def _outputs(self, cycle: int) -> tuple[bool, Beat | None]:
@@ -120,7 +120,7 @@ class Core:
 
     def _report(self) -> Row | None:
         """The row that is reported in this cycle."""
-        return self.reports.step(self.confidence.reports, self.source.ends)
+        return self.reports.step(self.confidence.reports, self.source)
 
     def _softmax(self, cycle: int) -> int | None:
         """Softmax and the decisions on its maxima; the half whose LSB plane is wanted for the first time."""
@@ -168,18 +168,22 @@ class Core:
             self.loader.targets.out = None
         return taken, line[0] if taken and target == "query" else 0
 
-    def _surviving_head(self) -> tuple[list[Head | None], Head | None]:
-        """The head for each of the loader's queues, and for the rows' source, in this cycle."""
+    def _surviving_head(self) -> tuple[Head | None, list[Queue], bool]:
+        """The head, the loader's queues that take it in this cycle, and whether the rows' source does."""
         head = self.cascade.offered_head
-        loader = self.loader
         if head is None:
-            return [None] * len(loader.heads), None
+            return None, [], False
+        loader = self.loader
         to_loader, to_source = (not done for done in self.head_fork.done)
-        ready = [queue.has_room for queue in loader.heads.values()]
-        takes = [has_room and not done for has_room, done in zip(ready, loader.head_fork.done, strict=True)]
+        queues = list(loader.heads.values())
+        ready = [queue.has_room for queue in queues]
+        takers = [
+            queue
+            for queue, has_room, done in zip(queues, ready, loader.head_fork.done, strict=True)
+            if to_loader and has_room and not done
+        ]
         loader_ready = to_loader and loader.head_fork.step(ready)
         source_ready = self.source.heads.has_room
         if self.head_fork.step([loader_ready, source_ready]):
             self.cascade.out_head = None
-        words = [head if to_loader and take else None for take in takes]
-        return words, head if to_source and source_ready else None
+        return head, takers, to_source and source_ready

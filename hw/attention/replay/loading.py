@@ -43,7 +43,9 @@ class Fetch:
         lines, crossbar, addresses = self.lines, self.crossbar, self.addresses
         ready = lines.step(cycle, line_taken)
         for port, converter in enumerate(self.converters):
-            lines.put(port, converter.step(crossbar.delivered[port], ready[port]))
+            coming = crossbar.delivered[port]
+            if coming or converter.held is not None:
+                lines.put(port, converter.step(coming, ready[port]))
         room = crossbar.step(cycle)
         kept = self.regroup.offered(beat)
         addresses.kept_offered = kept is not None
@@ -95,25 +97,22 @@ class Issue:
         self.ring = ring
         self.to_release: list[Head | None] = [None, None]
         self.has_lsb = [False, False]
-        self.held: tuple[Row, bool] | tuple[Head, int] | None = None
-        """On ``o_query``: a row and whether its plane is the LSBs', or a head and the half to release."""
+        self.held: Query | tuple[Head, int] | None = None
+        """On ``o_query``: that of a row, or a head and the half to release."""
 
     @property
     def query(self) -> Query | None:
-        if self.held is None:
-            return None
-        what, which = self.held
-        if isinstance(what, Head):
-            release = what.n_lines << self.has_lsb[which]
-            return Query(half=which, base_line=0, n_keys=0, release=release, vectors=1)
-        base = what.head.n_lines if which else 0
-        return Query(what.half, base, what.n_keys, 0, what.vectors)
+        if not isinstance(self.held, tuple):
+            return self.held
+        head, half = self.held
+        release = head.n_lines << self.has_lsb[half]
+        return Query(half=half, base_line=0, n_keys=0, release=release, vectors=1)
 
     def step(self, begins: Queue, taken: bool, released: Row | None) -> int | None:
         """One cycle; the half freed in it."""
         freed = None
         if taken and self.held is not None:
-            if isinstance(self.held[0], Head):
+            if isinstance(self.held, tuple):
                 freed = self.held[1]
             self.held = None
         releasing = 1 if self.to_release[1] is not None else 0
@@ -133,7 +132,8 @@ class Issue:
             if row.place == self.ring.n_present:
                 return
             self.ring.begun = row.place
-        self.held = row, is_lsb
+        base_line = row.head.n_lines if is_lsb else 0
+        self.held = Query(row.half, base_line, row.n_keys, 0, row.vectors)
         begins.out = None
 
 

@@ -144,19 +144,19 @@ class Reports:
         self.selected, self.weighted, self.finished = (Queue(depth) for _ in range(3))
         self.fork = Fork(3)
 
-    def step(self, source: Queue, ends: Sequence[bool]) -> Row | None:
+    def step(self, reports: Queue, source: Source) -> Row | None:
         """One cycle; the row that is reported in it."""
-        row: Row | None = source.out
+        row: Row | None = reports.out
         queues = (self.selected, self.weighted, self.finished)
         if row is None:
             for queue in queues:
                 queue.put()
             return None
-        row.releases = row.head.n_lines if ends[row.half] else 0
+        row.releases = row.head.n_lines if source.ends[row.half] else 0
         ready = [queue.has_room for queue in queues]
         for queue, has_room, done in zip(queues, ready, self.fork.done, strict=True):
             queue.put(row if has_room and not done else None)
         if not self.fork.step(ready):
             return None
-        source.out = None
+        reports.out = None
         return row

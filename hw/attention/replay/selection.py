@@ -101,6 +101,11 @@ class _Engine:
     def request_ready(self) -> bool:
         return self.selection is None
 
+    @property
+    def is_idle(self) -> bool:
+        """Neither engine nor filter holds anything."""
+        return self.selection is None and self.mark.selection is None and self.mark.out is None
+
     def step(self, cycle: int, request: Selection | None, has_line: bool) -> None:
         """``has_line`` and ``request`` only where they are taken; after the sink took the mark."""
         start = None
@@ -130,6 +135,11 @@ class _Packed:
         self.eliminated: Beat | None = None
         self.skid = Skid()
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing comes to ``skid.out`` until another marked line comes."""
+        return self.eliminated is None and self.packer.is_empty and self.skid.has_room
+
     def step(self) -> bool:
         """After the sink took ``skid.out``; whether a marked line is taken by :meth:`put`."""
         packed = self.packer.offered(self.eliminated)
@@ -149,9 +159,13 @@ class _ValueEngine:
     def __init__(self, config: LocalValueConfig) -> None:
         self.engine, self.packed = _Engine(config.lanes), _Packed(config.lanes)
         self.regroup = Regroup(config.regroup(config.payload_bits))
+        self.is_idle = True
+        """Nothing moves until a request or a beat comes."""
 
     def step(self, cycle: int, request: Selection | None, beat: Beat | None) -> tuple[bool, bool]:
         """Whether the request, and the beat of probabilities, was taken."""
+        if self.is_idle and request is None and beat is None:
+            return False, False
         engine, mark = self.engine, self.engine.mark
         if self.packed.step() and mark.out is not None:
             self.packed.put(mark.out)
@@ -161,6 +175,7 @@ class _ValueEngine:
         beat_taken = self.regroup.step(beat, has_line)
         request_taken = request is not None and engine.request_ready
         engine.step(cycle, request if request_taken else None, has_line)
+        self.is_idle = engine.is_idle and self.packed.is_empty and self.regroup.is_empty
         return request_taken, beat_taken
 
 

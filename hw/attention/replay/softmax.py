@@ -121,22 +121,20 @@ class Confidence:
     def decide(self, maxima: Queue) -> bool:
         """One decision at most; whether the maximum was taken."""
         queues = (self.decisions, self.requests, self.reports)
-        fires = (
-            maxima.out is not None
-            and self.entries.out is not None
-            and all(queue.has_room for queue in queues)
-        )
-        self.decided = decision = request = report = None
-        if fires:
-            slot, checked, row = self.entries.out
-            decision = checked and row.dropped
-            request, report = (row, None) if decision else (None, row)
-            if checked:
-                self.decided = slot, decision
-            maxima.out = self.entries.out = None
+        self.decided = None
+        if maxima.out is None or self.entries.out is None or not all([queue.has_room for queue in queues]):
+            for queue in queues:
+                queue.put()
+            return False
+        slot, checked, row = self.entries.out
+        decision = checked and row.dropped
+        request, report = (row, None) if decision else (None, row)
+        if checked:
+            self.decided = slot, decision
+        maxima.out = self.entries.out = None
         for queue, word in zip(queues, (decision, request, report), strict=True):
             queue.put(word)
-        return fires
+        return True
 
     def move(self, beat: Beat | None) -> bool:
         """After the softmax took its score; whether ``beat`` was taken."""
@@ -156,10 +154,11 @@ class Confidence:
         slot = self.slot
         is_open = self.is_open[slot]
         queues = (self.scales, self.entries, self.moves, self.begins)
-        may_begin = all(queue.has_room for queue in queues)
-        again = self.wanted[slot] and may_begin
+        again = self.wanted[slot]
         settled = not is_open and self.n_flush != 0
-        takes = row is not None and not is_open and self.n_flush == 0 and may_begin
+        takes = row is not None and not is_open and self.n_flush == 0
+        if (again or takes) and not all([queue.has_room for queue in queues]):
+            again = takes = False
         begun = self.rows[slot] if again else row if takes else None
         if begun is None:
             for queue in queues:

@@ -95,8 +95,15 @@ class Regroup:
         self.rest: Beat | None = None
         """The beat that is being split."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing leaves until another beat comes."""
+        return self.rest is None and not self.flush
+
     def offered(self, beat: Beat | None) -> Beat | None:
         """What stands on ``o`` while ``beat`` stands on ``i``."""
+        if beat is None and self.is_empty:
+            return None
         if not self.splits:
             return self._packed(beat)
         if self.rest is None:
@@ -106,6 +113,8 @@ class Regroup:
 
     def step(self, beat: Beat | None, taken: bool) -> bool:
         """End of the cycle: ``taken``, what was offered left. Whether ``beat`` was taken."""
+        if beat is None and self.is_empty:
+            return False
         if not self.splits:
             return self._pack(beat, taken)
         ready = self.rest is None or (taken and self.rest[0] <= self.lanes_out)
@@ -156,7 +165,11 @@ class Fork:
 
     def step(self, ready: Sequence[bool]) -> bool:
         """A cycle with a beat to give; whether every sink has it then."""
-        settled = [a or b for a, b in zip(self.done, ready, strict=True)]
-        complete = all(settled)
-        self.done = [False] * len(settled) if complete else settled
-        return complete
+        done = self.done
+        for place, is_ready in enumerate(ready):
+            if is_ready:
+                done[place] = True
+        if not all(done):
+            return False
+        self.done = [False] * len(done)
+        return True
