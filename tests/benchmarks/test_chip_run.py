@@ -21,6 +21,7 @@ from algo.attention.replay import replay
 from algo.attention.settings import CascadeSettings
 from benchmarks.chip_run import ChipAttention, ChipGeneration, ChipRun, generate_on_chip, run_on_chip
 from benchmarks.cli import app
+from benchmarks.pruned_run import run_decoder_on_core
 from hw.attention.config import attention_config
 from hw.config import preset
 from sim.driver.layers import threshold_units
@@ -403,3 +404,26 @@ def test_bad_input_of_a_decoder_is_one_line(arguments, message):
     result = quartet("run", *arguments, "--text", STORY, "--bits", "6+4", "--preset", "tiny")
     assert result.exit_code == 2 and message in result.stderr
     assert result.stderr.startswith("quartet: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("rtl", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_a_decoder_on_the_core_is_counted_pass_by_pass(decoder, rtl):
+    """GPT-2 and Llama of random weights; keys of a group count once, queries of each head."""
+    settings = replace(PROGRESSIVE, head_counts=(4, 3, 2))
+    run, record = run_decoder_on_core(decoder, PROMPT, 4, settings, preset("tiny"), rtl=rtl)
+    assert run.mismatches == () and run.core is not None
+    n_rows = sum(len(layer.heads) * len(layer.queries) for layers in record.passes for layer in layers)
+    assert run.core.n_rows == n_rows == 14 * 9 + 3 * 9
+    n_lsb = sum(int(layer.lsb_rows.sum()) for layers in record.passes for layer in layers)
+    assert 0 < run.core.n_rows_with_lsb == n_lsb < n_rows
+    group_size = decoder.shape.n_heads // decoder.shape.n_kv_heads
+    bits = 0
+    for layer in (layer for layers in record.passes for layer in layers):
+        needs = {int(head) // group_size: False for head in layer.heads}
+        for head in layer.heads:
+            needs[int(head) // group_size] |= bool(layer.lsb_rows[head].any())
+        bits += 32 * 12 * len(layer.heads) * len(layer.queries)
+        bits += 32 * layer.n_keys * sum(6 + 6 + 4 * lsb for lsb in needs.values())
+    assert run.core.ideal_bytes == bits // 8 < run.core.moved_bytes
+    assert run.core.first_array_cycles < run.core.cycles
+    assert set(run.outputs) == {"full", "float, pruned", "chip"}
