@@ -219,10 +219,15 @@ def topk(
 @app.command()
 def run(
     model: Annotated[
-        str, typer.Argument(help="minilm, smollm2, or a Hugging Face BERT, GPT-2 or Llama folder.")
+        str,
+        typer.Argument(
+            help="minilm, smollm2, efficientnet-lite0, or a Hugging Face BERT, GPT-2 or Llama folder."
+        ),
     ],
     text: Annotated[str | None, typer.Option(help="The text.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
+    image: Annotated[Path | None, typer.Option(help="efficientnet-lite0: the picture.")] = None,
+    top: Annotated[int, typer.Option(help="efficientnet-lite0: classes to show.")] = 5,
     generate: Annotated[int, typer.Option(min=1, help="Decoders: tokens to generate.")] = 16,
     layers: Annotated[
         int | None, typer.Option(min=1, help="Decoders: only the first so many layers of the model.")
@@ -248,8 +253,11 @@ def run(
     """Run a real model whose cascade the chip decides, beside the full one. Exit 1 on a mismatch.
 
     With --bits the whole attention is computed by the chip, and a decoder's prompt is not pruned; else the
-    model is in float and the top-k engine selects.
+    model is in float and the top-k engine selects. efficientnet-lite0 classifies --image in float.
     """
+    if model == "efficientnet-lite0":
+        _classify(image, top, as_json=as_json)
+        return
     with user_input():
         from dataclasses import replace
 
@@ -270,6 +278,8 @@ def run(
         )
         from hw.config import chip_of
 
+        if image is not None:
+            raise ValueError("--image is for efficientnet-lite0")
         chip = chip_of(preset, changes or ())
         options: dict[str, Any] = {**parse_bits(bits)} if bits else {}
         settings = CascadeSettings(
@@ -482,6 +492,97 @@ def anycost(
         chosen = chosen_data(load_images(data, resolution), pictures, conditional=False)
         task = prepare_anycost(chosen, config, elastic, loop, out)
     _train(task, as_json=as_json)
+
+
+@train_app.command()
+def tinytl(
+    data: Annotated[
+        str, typer.Option(help="fashion, emoji, or a folder with a folder of pictures for each class.")
+    ] = "emoji",
+    method: Annotated[
+        str, typer.Option(help="last, bias, lite, lite+bias, norm+last or full.")
+    ] = "lite+bias",
+    resolution: Annotated[int, typer.Option(help="Pixels of a side; at least 64 with lite modules.")] = 96,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = None,
+    test_pictures: Annotated[int | None, typer.Option(min=1, help="Judge by this many.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1)] = 300,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="At the start; falls to 0 by a cosine.")] = 1e-3,
+    label_smoothing: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.1,
+    min_crop: Annotated[float, typer.Option(help="Smallest share of a picture in a crop; 1: none.")] = 0.22,
+    mirror: Annotated[bool, typer.Option(help="Flip half of the pictures.")] = True,
+    norm: Annotated[
+        str, typer.Option(help="affine (batch norms, frozen), or group in their place.")
+    ] = "affine",
+    gradients: Annotated[
+        str, typer.Option(help="autograd; recompute: the same in little memory; eight_bits (norm group).")
+    ] = "autograd",
+    checkpoint_steps: Annotated[int, typer.Option(min=1)] = 50,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and weights.")] = Path(
+        "results/train/tinytl"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """EfficientNet-Lite0 from ImageNet to other pictures, by TinyTL. An interrupted run goes on."""
+    with user_input():
+        from algo.gan.loop import LoopConfig
+        from algo.tinytl.transfer import TransferConfig
+        from benchmarks.tinytl.training import prepare_transfer
+
+        config = TransferConfig(
+            batch_size=batch_size, learning_rate=learning_rate, label_smoothing=label_smoothing,
+            min_crop=min_crop, mirror=mirror, gradients=gradients, device=device,
+        )  # fmt: skip
+        loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
+        task = prepare_transfer(
+            data, resolution, method, config, loop, out,
+            n_pictures=pictures, n_test=test_pictures, norm=norm,
+        )  # fmt: skip
+    _train(task, as_json=as_json)
+
+
+@app.command()
+def memory(
+    measure: Annotated[
+        str | None, typer.Option(help="Also measure real steps of this method, such as lite+bias.")
+    ] = None,
+    resolution: Annotated[int, typer.Option(help="Of the measured steps, pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of the measured steps, pictures.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """TinyTL's memory of a training step: published, counted on two bases, and measured."""
+    from benchmarks.tinytl.console import print_memory
+    from benchmarks.tinytl.memory import FLOWERS, measured_steps, memory_rows
+
+    measured = []
+    if measure:
+        with user_input():
+            from algo.tinytl.architecture import check_resolution
+            from algo.tinytl.architecture import method as method_named
+
+            check_resolution(FLOWERS, resolution)
+            if method_named(measure).convolutions:
+                raise ValueError("--measure must leave convolutions frozen, as all methods but full do")
+        for step in measured_steps(measure, resolution, batch_size):
+            print(f"{step.mode}: {step.live_mb:.1f} MB", file=sys.stderr)
+            measured.append(step)
+    print_memory(memory_rows(), measured, as_json=as_json)
+
+
+def _classify(image: Path | None, n_top: int, *, as_json: bool) -> None:
+    from benchmarks.tinytl.console import print_classified
+
+    with user_input():
+        if image is None:
+            raise ValueError("efficientnet-lite0 needs a picture: --image FILE")
+        from benchmarks.tinytl.classify import classify, load_classifier, read_picture
+
+        picture = read_picture(image)
+        network, names = load_classifier()
+        found = classify(network, names, picture, str(image), n_top)
+    print_classified(found, as_json=as_json)
 
 
 def _train(task: Callable[..., dict[str, Any]], *, as_json: bool) -> None:

@@ -48,7 +48,7 @@ def conv_input_gradient(
         shape = (*shape[:2], size, size)
         return conv2d_input(shape, weight, gradient, stride, before, 1, groups)
     full = conv2d_input(shape, weight, gradient, stride, 0, 1, groups)
-    return full[..., before : before + size, before : before + size]
+    return full[..., before : before + size, before : before + size].contiguous()
 
 
 class _FrozenConv(Function):

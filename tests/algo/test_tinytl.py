@@ -286,7 +286,9 @@ def gradients(network: Network, run) -> list[torch.Tensor]:
     return [p.grad for p in network.parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize("norm, padding", [("group", "symmetric"), ("affine", "tensorflow")])
+@pytest.mark.parametrize(
+    "norm, padding", [("group", "symmetric"), ("affine", "tensorflow"), ("group", "tensorflow")]
+)
 @pytest.mark.parametrize("name", ["last", "bias", "lite", "lite+bias", "norm+last"])
 def test_recomputed_gradients_are_exact(name, norm, padding):
     network = shaken(Network(replace(SMALL, norm=norm, padding=padding)))
