@@ -23,7 +23,8 @@ from algo.attention.settings import CascadeSettings
 from hw.attention.config import AttentionConfig
 from hw.attention.golden import AttentionGolden, Eviction, LayerResult
 from hw.attention.layers import GivenTokens, LayerInput
-from hw.attention.program import Pass, changed_heads
+from hw.attention.program import changed_heads
+from hw.attention.trace import Sentence
 from hw.pv.config import PROBABILITY_BITS
 from sim.driver.layers import DecoderBuilder, LayerBuilder, groups_of
 
@@ -73,10 +74,8 @@ class ChipGenerationRun:
     """Scores of each new token, float[n_new, vocab]."""
     passes: tuple[tuple[ChipLayer, ...], ...]
     """The prompt, then one pass for each token fed back."""
-    inputs: tuple[Pass, ...]
-    """What the core was given for each pass."""
-    evictions: tuple[Eviction | None, ...]
-    """The selection with which each pass began."""
+    sentences: tuple[Sentence, ...]
+    """The same as the core is given it, and what must come out."""
     record: AttentionRecord
     """The run as a workload, with the chip's decisions."""
 
@@ -246,19 +245,21 @@ class ChipGeneration:
         self.passes[-1].append(_chip_layer(given, result, self.rows, ints, score_steps, steps))
         return _outputs(self.passes[-1][-1], q)
 
-    def inputs(self) -> list[Pass]:
-        """What the core was given for each pass."""
+    def sentences(self) -> list[Sentence]:
+        """What the core was given for each pass, and what must come out."""
         lists = [layer.result.heads.tolist() for layer in self.passes[0]]
         heads = changed_heads(lists, self.shape.n_heads)
         return [
-            Pass(
+            Sentence(
                 layers=[layer.input for layer in layers],
                 bits=self._builder.bits,
                 given=given,
                 heads=heads if given else {},
                 sequence=0,
+                results=[layer.result for layer in layers],
+                eviction=eviction,
             )
-            for layers, given in zip(self.passes, self.given, strict=True)
+            for layers, given, eviction in zip(self.passes, self.given, self.evictions, strict=True)
         ]
 
     def record(self, model: str, token_ids: Tensor) -> AttentionRecord:
@@ -419,7 +420,6 @@ def generate_on_chip(
         text=None if decoder.tokenizer is None else str(decoder.tokenizer.decode(torch.cat(tokens).tolist())),
         logits=torch.cat(logits),
         passes=tuple(tuple(layers) for layers in chip.passes),
-        inputs=tuple(chip.inputs()),
-        evictions=tuple(chip.evictions),
+        sentences=tuple(chip.sentences()),
         record=chip.record(decoder.name, all_ids[:-1]),
     )

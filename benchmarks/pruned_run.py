@@ -228,19 +228,7 @@ def run_decoder_on_core(
     config = check_decoder_on_core(model, len(ids), n_new, settings, chip)
     full, in_float = model.run(ids, n_new=n_new), model.run(ids, settings, n_new=n_new)
     on_chip = generate_on_chip(model, ids, settings, config, n_new)
-    sentences = [
-        Sentence(
-            layers=one.layers,
-            bits=one.bits,
-            given=one.given,
-            heads=one.heads,
-            sequence=one.sequence,
-            results=[layer.result for layer in layers],
-            eviction=eviction,
-        )
-        for one, layers, eviction in zip(on_chip.inputs, on_chip.passes, on_chip.evictions, strict=True)
-    ]
-    core, mismatches = _core_run(sentences, chip, config, rtl=rtl)
+    core, mismatches = _core_run(on_chip.sentences, chip, config, rtl=rtl)
     new = {
         name: run.token_ids[len(ids) :]
         for name, run in (("full", full), ("float, pruned", in_float), ("chip", on_chip))

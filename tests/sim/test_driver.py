@@ -135,26 +135,11 @@ GENERATION = CascadeSettings(
 )  # fmt: skip
 
 
-def sentences(run: ChipGenerationRun) -> list[Sentence]:
-    return [
-        Sentence(
-            layers=one.layers,
-            bits=one.bits,
-            given=one.given,
-            heads=one.heads,
-            sequence=one.sequence,
-            results=[layer.result for layer in layers],
-            eviction=eviction,
-        )
-        for one, layers, eviction in zip(run.inputs, run.passes, run.evictions, strict=True)
-    ]
-
-
 def test_saved_generation_gives_the_chip_what_the_run_gave_it(tmp_path):
     """Descriptors, given lists and scores, a memory that holds K and V once; after a way through a file."""
     run = generation(GENERATION)
     record = AttentionRecord.load(run.record.save(tmp_path))
-    one = case("run", sentences(run), TINY)
+    one = case("run", run.sentences, TINY)
     program = program_of(record, TINY)
     for name, beats in program.inputs.items():
         assert np.array_equal(beats, one.inputs[name]), name
@@ -171,7 +156,7 @@ ATOMS_OF_POSITION = 2 * 2 + 1
 
 def test_outputs_of_generation_come_back_by_pass_and_layer():
     run = generation(GENERATION)
-    got = unpack_passes(dict(case("run", sentences(run), TINY).expected), run.record, TINY)
+    got = unpack_passes(dict(case("run", run.sentences, TINY).expected), run.record, TINY)
     assert [len(of_pass) for of_pass in got] == [3] * 4
     for outputs, layers in zip(got, run.passes, strict=True):
         for output, layer in zip(outputs, layers, strict=True):
