@@ -87,8 +87,16 @@ class Quality:
         return asdict(self)
 
 
+def standardised(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the mean and standard deviation of each feature over ``real`` taken out."""
+    deviation, mean = torch.std_mean(real.double(), 0)
+    scale = deviation.clamp_min(1e-6)
+    return (real.double() - mean) / scale, (fake.double() - mean) / scale
+
+
 def quality(real: Tensor, fake: Tensor) -> Quality:
-    """All of the above for features float[n, d], float[m, d]."""
+    """All of the above for features float[n, d], float[m, d], standardised by the real ones."""
+    real, fake = standardised(real, fake)
     enough = min(len(real), len(fake)) > PCA_SIZE
     return Quality(
         kid=kid(real, fake),

@@ -56,6 +56,15 @@ def test_copies_are_found():
     assert index.tolist() == [4, 2] and distance.max() < 1e-5
 
 
+def test_quality_does_not_depend_on_the_scale_of_a_feature():
+    real, fake = normal(70, 66, 0), normal(80, 66, 1, shift=0.3)
+    scale = torch.logspace(-2, 2, 66, dtype=torch.float64)
+    found, scaled = quality(real, fake), quality(real * scale + 5, fake * scale + 5)
+    assert scaled.kid == pytest.approx(found.kid) and found.kid > 0
+    assert scaled.frechet_pca_64 == pytest.approx(found.frechet_pca_64)
+    assert scaled.authentic_share == found.authentic_share
+
+
 def test_quality_leaves_out_what_few_pictures_cannot_give():
     assert quality(normal(20, 4, 0), normal(70, 4, 1)).frechet_pca_64 is None
     found = quality(normal(70, 66, 0), normal(80, 66, 1))
@@ -89,7 +98,6 @@ def features(tmp_path_factory) -> Features:
         )
         conv(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", c_out, c_mid, 1)
         c_in = c_out
-    conv("_conv_head", "_bn1", 160, c_in, 1)
     path = tmp_path_factory.mktemp("weights") / "lite.safetensors"
     save_file(weights, path)
     return Features(path)
@@ -98,7 +106,7 @@ def features(tmp_path_factory) -> Features:
 def test_features_are_of_each_picture_alone(features):
     images = torch.rand(3, 3, 32, 32, generator=rng()) * 2 - 1
     found = features(images, batch_size=2)
-    assert found.shape == (3, 160) and not torch.allclose(found[0], found[1])
+    assert found.shape == (3, 14) and not torch.allclose(found[0], found[1])
     assert torch.allclose(features(images[2:]), found[2:], atol=1e-5)
 
 
