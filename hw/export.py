@@ -40,6 +40,8 @@ targets:
 def write_rtl(blocks: Sequence[Block], chip: ChipConfig, out: Path) -> list[Path]:
     """Write ``out/<preset>/<block>.v`` and ``.core`` for each block, and one ``manifest.json``.
 
+    A block with registers also has a C header, ``<block>.h``.
+
     Equal configurations, versions and commit give equal bytes: nothing carries a date. Files are replaced
     whole. A manifest that already describes other blocks of the same preset keeps their entries.
 
@@ -62,6 +64,8 @@ def write_rtl(blocks: Sequence[Block], chip: ChipConfig, out: Path) -> list[Path
             preset=chip.name, name=block.name, version=version("quartet"), summary=block.summary
         )
         write_atomically(folder / f"{block.name}.core", core)
+        if (header := block.header(config)) is not None:
+            write_atomically(folder / f"{block.name}.h", header)
         manifest["blocks"][block.name] = {
             "config": asdict(config),
             "config_type": type(config).__name__,

@@ -19,6 +19,7 @@ from hw.qk.config import SCORE_BITS, qk_config
 from hw.select.config import LocalValueConfig, RadixConfig, Semantics
 from hw.softmax.config import SoftmaxConfig
 from hw.stream.config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
+from hw.system.config import system_config
 from hw.systolic.config import systolic_config
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 
@@ -34,13 +35,26 @@ class Block:
     component_name: str
     config: Callable[[ChipConfig], Any]
     """The block's configuration on a chip."""
+    has_streams: bool = True
+    """All ports are streams; otherwise the block has AXI ports and registers."""
 
     def component(self, config: Any) -> wiring.Component:
         """A fresh instance of the hardware."""
         return getattr(importlib.import_module(f"{self.package}.rtl"), self.component_name)(config)
 
+    def header(self, config: Any) -> str | None:
+        """The C header of a block that has registers."""
+        if self.has_streams:
+            return None
+        return importlib.import_module(f"{self.package}.registers").c_header(config)
+
     def cases(self, config: Any, *, seed: int, n_random: int) -> list[Case]:
-        """Stimulus and golden results: corners first, then ``n_random`` random requests a case."""
+        """Stimulus and golden results: corners first, then ``n_random`` random requests a case.
+
+        ValueError where ports are no streams.
+        """
+        if not self.has_streams:
+            raise ValueError(f"block must have streams to be given vectors, not {self.name!r}")
         return importlib.import_module(f"{self.package}.vectors").cases(config, seed=seed, n_random=n_random)
 
 
@@ -268,9 +282,22 @@ BLOCKS: dict[str, Block] = {
     )
 }
 
+TOPS: dict[str, Block] = {
+    "system": Block(
+        name="system",
+        summary="the attention core behind AXI: registers, memory masters, jobs",
+        package="hw.system",
+        component_name="System",
+        config=system_config,
+        has_streams=False,
+    )
+}
+"""What is emitted like a block, but has buses for ports: tested by software on its registers."""
+
 
 def block(name: str) -> Block:
-    """The block called ``name``; ValueError naming the known ones otherwise."""
-    if name not in BLOCKS:
-        raise ValueError(f"block must be one of {', '.join(BLOCKS)}, not {name!r}")
-    return BLOCKS[name]
+    """The block, or top, called ``name``; ValueError naming the known ones otherwise."""
+    known = BLOCKS | TOPS
+    if name not in known:
+        raise ValueError(f"block must be one of {', '.join(known)}, not {name!r}")
+    return known[name]

@@ -81,7 +81,7 @@ def emit(block: Block, config: Any) -> Emitted:
         from hw.verilog import emit_rtlil, emit_verilog
 
         component = block.component(config)
-        ports = [asdict(port) for port in stream_ports(component)]
+        ports = [asdict(port) for port in stream_ports(component)] if block.has_streams else []
         (folder / "ports.json").write_text(json.dumps(ports))
         with _no_garbage_collection():
             (folder / "top.v").write_text(emit_verilog(emit_rtlil(component, block.name)))

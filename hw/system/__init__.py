@@ -1,0 +1,1 @@
+"""The attention core behind AXI: registers, memory masters, jobs."""

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Runs software against the system: in Amaranth's simulator, or with cocotb in Verilator on emitted Verilog.
+
+The Verilog is run without its start values: an ASIC has none, so every register and memory begins with random
+bits, drawn anew from ``state_seed``, and only ``rst`` may make the design right.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from amaranth.sim import Simulator
+
+from hw.harness.build import OPTIMISATION, cached, digest, emit
+from hw.harness.cosim import _simulator_environment
+from hw.registry import TOPS
+
+from .bench import Bench, Log, Run
+from .config import SystemConfig
+from .rtl import System
+
+_BUILD_ARGS = ["--no-public-flat-rw", "--public-depth", "1", "-Wno-fatal", "-j", "2", "--x-assign", "unique",
+               "--x-initial", "unique"]  # fmt: skip
+
+
+def without_start_values(verilog: str) -> str:
+    """Verilog of :func:`hw.verilog.emit_verilog` whose registers and memories start unknown."""
+    text = re.sub(r"^(  reg (?!at_start)[^=;]*?) = [^;]*;", r"\1;", verilog, flags=re.MULTILINE)
+    text = re.sub(r"^  initial (?!at_start)[^;\n]*;\n", "", text, flags=re.MULTILINE)
+    memory = r"^  initial begin\n(?:    [^\n]*\[[^\n]*\] = [^\n]*;\n)*  end\n"
+    return re.sub(memory, "", text, flags=re.MULTILINE)
+
+
+def run_in_amaranth(config: SystemConfig, run: Run) -> Log:
+    """One run in Amaranth's own simulator: slow, but nothing to build."""
+    system = System(config)
+
+    class Pins:
+        def __init__(self, ctx) -> None:
+            self.ctx = ctx
+
+        def get(self, name: str) -> int:
+            return self.ctx.get(getattr(system, name))
+
+        def set(self, name: str, value: int) -> None:
+            self.ctx.set(getattr(system, name), int(value))
+
+    logs = []
+
+    async def play(ctx) -> None:
+        bench = Bench(Pins(ctx), run, config.core.fetch.n_channels, config.bus_bytes)
+        while not bench.over:
+            bench.drive()
+            bench.sample()
+            await ctx.tick()
+        logs.append(bench.log)
+
+    simulator = Simulator(system)
+    simulator.add_clock(1e-9)
+    simulator.add_testbench(play)
+    simulator.run()
+    return logs[0]
+
+
+def run_in_verilator(config: SystemConfig, runs: Sequence[Run], *, state_seed: int) -> list[Log]:
+    """Every run from hardware reset in one process, whose state at its very beginning is random."""
+    from cocotb_tools.runner import get_runner
+
+    build_folder = _build(config)
+    with tempfile.TemporaryDirectory() as name, _simulator_environment():
+        folder = Path(name)
+        arrays: dict[str, Any] = {
+            "n_runs": len(runs),
+            "n_channels": config.core.fetch.n_channels,
+            "bus_bytes": config.bus_bytes,
+        }
+        for i, run in enumerate(runs):
+            arrays |= {f"{i} parameters": run.parameters, f"{i} memory": run.memory}
+        np.savez(folder / "runs.npz", **arrays)
+        get_runner("verilator").test(
+            hdl_toplevel="system",
+            hdl_toplevel_lang="verilog",
+            test_module="hw.system.cocotb_bench",
+            build_dir=build_folder,
+            test_dir=folder,
+            results_xml=str(folder / "results.xml"),
+            plusargs=["+verilator+rand+reset+2", f"+verilator+seed+{state_seed}"],
+            extra_env={
+                "QUARTET_RUNS": str(folder / "runs.npz"),
+                "QUARTET_LOG": str(folder / "log.npz"),
+                "COCOTB_REWRITE_ASSERTION_FILES": "cocotb_*.py",
+                "COCOTB_LOG_LEVEL": "WARNING",
+            },
+            log_file=folder / "simulator.log",
+        )
+        if not (folder / "log.npz").exists():
+            raise RuntimeError(f"verilator stopped early:\n{(folder / 'simulator.log').read_text()[-3000:]}")
+        saved = np.load(folder / "log.npz")
+        logs = []
+        for i in range(len(runs)):
+            reads, refused, problems, n_cycles = json.loads(str(saved[f"{i} rest"]))
+            logs.append(
+                Log(
+                    memory=saved[f"{i} memory"],
+                    reads=reads,
+                    refused=refused,
+                    problems=problems,
+                    n_cycles=n_cycles,
+                )
+            )
+        return logs
+
+
+def _build(config: SystemConfig) -> Path:
+    from cocotb_tools.runner import get_runner
+
+    text = without_start_values(emit(TOPS["system"], config).text)
+
+    def make(folder: Path) -> None:
+        (folder / "top.v").write_text(text)
+        with _simulator_environment():
+            get_runner("verilator").build(
+                sources=[folder / "top.v"],
+                hdl_toplevel="system",
+                build_dir=folder,
+                build_args=_BUILD_ARGS,
+                timescale=("1ns", "1ps"),
+                log_file=folder / "build.log",
+            )
+
+    key = digest(text, version("verilator"), version("cocotb"), *_BUILD_ARGS, OPTIMISATION)
+    return cached("cocotb-verilator", f"system-{key}", make)
