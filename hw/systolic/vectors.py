@@ -58,6 +58,10 @@ def cases(config: SystolicConfig, *, seed: int, n_random: int) -> list[Case]:
             Layer(height=3, width=3, n_in=k, n_out=k + 1, padding=1, n_stored=2 * r + 1)
             for k in (1, r, r + 2)
         ],
+        "loads outlast their layers": [
+            Layer(height=4, width=4, n_in=1, n_out=1, kernel=1, stride=2, n_stored=2 * r + 1)
+            for _ in range(4)
+        ],
         "two groups": [
             Layer(height=2, width=4, n_in=2 * n_in, n_out=2 * c, kernel=k, padding=k // 2, groups=2)
             for n_in, k in ((r + 1, 3), (2, 5))
@@ -160,7 +164,7 @@ def case(name: str, tasks: Sequence[Task], config: SystolicConfig, rng: np.rando
             "i_load": pack_fields([(values[:, 0], 1), (values[:, 1], config.count_bits)]),
             "i_word": pack_fields([(words, OPERAND_BITS)]),
             "i_descriptor": descriptor_beats([work.descriptor for work, _ in works], config),
-            "i_weight": np.concatenate([_weight_beats(work, task, config) for work, task in works]),
+            "i_weight": np.concatenate([_weight_beats(work, task, config, rng) for work, task in works]),
         },
         expected={"o": _sum_beats(works, config)},
         expected_cycles={"o": stamps},
@@ -193,11 +197,15 @@ def descriptor_beats(descriptors: Sequence[Descriptor], config: SystolicConfig) 
     return pack_fields([(by_name[name] & ((1 << n) - 1), n) for name, n in bits.items()])
 
 
-def _weight_beats(work: Work, task: Task, config: SystolicConfig) -> Beats:
-    rows = weight_rows(task.weights, work, task.layer, config)
+def _weight_beats(work: Work, task: Task, config: SystolicConfig, rng: np.random.Generator) -> Beats:
+    """Rows of weights; columns without a channel carry noise."""
+    mask = (1 << OPERAND_BITS) - 1
+    is_used = weight_rows(np.full_like(task.weights, -1), work, task.layer, config) != 0
+    rows = weight_rows(task.weights, work, task.layer, config) & mask
     last = np.zeros(len(rows), dtype=np.int64)
     last[np.cumsum(tile_rows(work, config)) - 1] = 1
-    return pack_fields([(rows & ((1 << OPERAND_BITS) - 1), OPERAND_BITS), (last, 1)])
+    noise = rng.integers(0, mask + 1, rows.shape)
+    return pack_fields([(np.where(is_used, rows, noise), OPERAND_BITS), (last, 1)])
 
 
 def _sum_beats(works: Sequence[tuple[Work, Task]], config: SystolicConfig) -> Beats:
