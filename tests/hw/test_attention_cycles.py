@@ -82,7 +82,7 @@ def small_generation(memory: MemoryTiming) -> Case:
         k_bits=4, token_keep=0.7, value_keep=0.6, threshold=4000, rows="one", group_size=2, protect_last=True
     )
     rng = np.random.default_rng(5)
-    passes = generation(Shape(4, 4, 32, 2), options, 2, QUICK, rng, sequence=0, halve=True)
+    passes = generation(Shape(4, 4, 32, 1), options, 2, QUICK, rng, sequence=0, halve=True)
     assert any(bool(result.used_lsb.any()) for one in passes[1:] for result in one.results)
     return case("generation", passes, QUICK, memory=memory)
 
