@@ -8,17 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hw.attention.config import attention_config
 from hw.attention.layers import GivenTokens
 from hw.attention.program import PlaneBits
 from hw.attention.shapes import head_layout, ids_layout, layer_layout
 from hw.attention.vectors import Options, Sentence, Shape, case, one_token, sentence
-from hw.config import preset
+from hw.config import ChipConfig, preset
 from hw.harness.build import emit
 from hw.registry import TOPS
 from hw.system.bench import Log, Run, Step
-from hw.system.config import DescriptorError, ErrorCode, system_config
-from hw.system.cosim import run_in_verilator, without_start_values
+from hw.system.config import DescriptorError, ErrorCode, SystemConfig, system_config
+from hw.system.cosim import run_in_amaranth, run_in_verilator, without_start_values
 from hw.system.registers import MAGIC, registers, system_format
+from hw.topk.config import TopKConfig
 from sim.driver.system import Image, image_of
 from tests.hw.test_attention import MODES, minilm
 
@@ -367,3 +369,36 @@ def test_registers_hold_what_the_table_says():
     assert held == [0xA5A5_5A5B & register.mask for register in writable]
     assert log.reads[n + len(writable) :] == [0, 3, 2, 1, 1, 0]
     assert log.refused == [ADDRESS["STATUS"], 0xFFC, 0xFF8, ADDRESS["N_LAYERS"]]
+
+
+WIDE = SystemConfig(
+    core=attention_config(
+        ChipConfig(
+            name="wide",
+            n_multipliers=64,
+            kv_sram_bytes=12_288,
+            n_dram_channels=2,
+            softmax_lanes=2,
+            topk=TopKConfig(lanes=4, n_max=64),
+        )
+    ),
+    bus_bits=256,
+)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("p_stall", [0.0, 0.3])
+def test_two_wide_channels_in_amaranth(p_stall):
+    """An atom a word, atoms dealt over two channels; the little sentence, then again."""
+    layout = system_format(WIDE)
+    image = image_of(LITTLE, WIDE.core, layout, base=BASE)
+    run = Run(
+        name="wide", steps=job(image) * 2, base=BASE, memory=image.memory, p_stall=p_stall, jitter_cycles=9
+    )
+    log = run_in_amaranth(WIDE, run)
+    got = results(log.reads)
+    beats = image.beats(log.memory, {port: got[name] for port, name in BEATS.items()}, layout)
+    assert log.problems == []
+    assert got["STATUS"] == DONE
+    for port, want in case("golden", LITTLE, WIDE.core).expected.items():
+        assert np.array_equal(beats[port][:, : want.shape[1]], want), port
