@@ -22,6 +22,22 @@ def standardised(weight: Tensor) -> Tensor:
     return (flat / (flat.std(1, keepdim=True) + STANDARDISATION_EPSILON)).reshape(weight.shape)
 
 
+def standardised_backward_(gradient: Tensor, weight: Tensor) -> None:
+    """Adjoint of :func:`standardised` in place: from the gradient of its result to that of ``weight``.
+
+    With c = W - mean, s = std + 1e-5 and n weights: (g - mean g) / s - c sum(g c) / ((n - 1) std s^2).
+    """
+    g, c = gradient.view(len(weight), -1), weight.flatten(1)
+    deviation = c.std(1, keepdim=True)
+    c = c - c.mean(1, keepdim=True)
+    wide = deviation + STANDARDISATION_EPSILON
+    share = _mean_product(g.unsqueeze(1), c.unsqueeze(1))[:, 0] * c.shape[1] / (c.shape[1] - 1)
+    share /= deviation.clamp(min=torch.finfo(c.dtype).tiny) * wide**2
+    g -= g.mean(1, keepdim=True)
+    g /= wide
+    g.addcmul_(c, share, value=-1)
+
+
 def padding_of(size: int, kernel: int, stride: int, padding: str) -> tuple[int, int]:
     """Zeros before and after on each axis; see :class:`~algo.tinytl.architecture.Backbone`."""
     if padding == "symmetric":

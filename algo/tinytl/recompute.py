@@ -27,6 +27,7 @@ from algo.tinytl.functional import (
     conv_input_gradient,
     normalise_,
     normalise_backward_,
+    standardised_backward_,
 )
 from algo.tinytl.network import Bottleneck, Lite, Network, Norm, Unit
 
@@ -158,6 +159,15 @@ class _NormState:
     """bool, where ReLU6 passes gradients; None without activation."""
 
 
+def _norm_forward_(x: Tensor, unit: Unit, channels: slice) -> Tensor:
+    """Norm and activation in place, nothing kept."""
+    if unit.norm.kind == "group":
+        normalise_(x)
+    x *= unit.norm.weight[channels, None, None]
+    x += unit.norm.bias[channels, None, None]
+    return x.clamp_(0, 6) if unit.act else x
+
+
 def _norm_forward(x: Tensor, norm: Norm, channels: slice, act: bool) -> tuple[Tensor, _NormState]:
     """Overwrites x with its normalised value; the output is a new map."""
     inverse = normalise_(x) if norm.kind == "group" else None
@@ -215,8 +225,9 @@ class _Slices:
         for channels in self.parts:
             yield channels, self._run_slice(x, channels)
 
-    def _run_slice(self, x: Tensor, channels: slice) -> _SliceState:
-        norms, sizes = [], []
+    def _run_slice(self, x: Tensor, channels: slice, *, keep: bool = True) -> _SliceState:
+        norms: list[_NormState] = []
+        sizes: list[int] = []
         for unit, kernel in zip(self.inner, self.kernels, strict=True):
             sizes.append(x.shape[-1])
             if _is_depthwise(unit):
@@ -225,8 +236,11 @@ class _Slices:
                          len(kernel[channels]), unit.conv.padding)  # fmt: skip
             else:
                 x = conv(x, kernel[channels], unit.conv.stride, 1, unit.conv.padding)
-            x, state = _norm_forward(x, unit.norm, channels, unit.act)
-            norms.append(state)
+            if keep:
+                x, state = _norm_forward(x, unit.norm, channels, unit.act)
+                norms.append(state)
+            else:
+                x = _norm_forward_(x, unit, channels)
         return _SliceState(norms, x, sizes)
 
     def projected(self, x: Tensor) -> Tensor:
@@ -234,7 +248,7 @@ class _Slices:
         assert self.project
         total: Tensor | None = None
         for channels in self.parts:
-            wide = self._run_slice(x, channels).output
+            wide = self._run_slice(x, channels, keep=False).output
             if total is None:
                 total = x.new_zeros(x.shape[0], len(self.projection), *wide.shape[2:])
             weight = self.projection[:, channels].expand(x.shape[0], -1, -1)
@@ -280,10 +294,7 @@ class _LiteGradients:
         """From the kernels' gradients to the weights', once for all pictures."""
         for module in self.convolutions:
             if module.weight.requires_grad:
-                with torch.enable_grad():
-                    total = _sum_of(module.weight)
-                    (gradient,) = torch.autograd.grad(module.kernel(), [module.weight], total)
-                total.copy_(gradient)
+                standardised_backward_(_sum_of(module.weight), module.weight.detach())
 
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Gradient of x; adds those of kernels and norms."""
@@ -312,9 +323,8 @@ class _Stage:
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the block."""
-        total = self.slices.projected(x)
-        y, _ = _norm_forward(total, self.norm, slice(None), False)
-        del total
+        assert self.slices.project
+        y = _norm_forward_(self.slices.projected(x), self.slices.project, slice(None))
         if self.lite:
             y += self.lite.lite(x, y.shape[-1])
         if self.shortcut:
@@ -323,19 +333,16 @@ class _Stage:
 
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Gradient of x from that of the output, which is used up."""
+        total = self.slices.projected(x)  # first, while little else is there
         of_x = self.lite.backward(x, gradient) if self.lite else None
         if of_x is None and x.shape[1] != 3:
             of_x = torch.zeros_like(x)
         if self.shortcut and of_x is not None:
             of_x += gradient
-        self._through_norm_(x, gradient)
+        inverse = normalise_(total) if self.norm.kind == "group" else None
+        _norm_backward_(gradient, _NormState(total, inverse, None), self.norm, slice(None))
+        del total
         for channels, state in self.slices.run(x):
             self.slices.backward(x, channels, state, self.slices.project_backward(gradient, channels), of_x)
             del state
         return of_x if of_x is not None else gradient
-
-    def _through_norm_(self, x: Tensor, gradient: Tensor) -> None:
-        """The last norm, backward in place; its input is computed again."""
-        total = self.slices.projected(x)
-        inverse = normalise_(total) if self.norm.kind == "group" else None
-        _norm_backward_(gradient, _NormState(total, inverse, None), self.norm, slice(None))
