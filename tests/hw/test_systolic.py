@@ -2,6 +2,7 @@
 """Systolic array: golden against PyTorch, RTL against golden (bits) and cycle model, tilings, mutants."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -164,6 +165,7 @@ def test_words_and_weights_lie_as_documented():
     assert [tile_rows(work, SMALL) for work in band.works] == [[3, 1]] * 2
 
 
+@cache
 def short_cases() -> list[Case]:
     """The corners that Amaranth's simulator runs in seconds."""
     chosen = cases(SMALL, seed=3, n_random=0)
