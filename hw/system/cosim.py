@@ -5,6 +5,7 @@ The Verilog is run without its start values: an ASIC has none, so every register
 bits, drawn anew from ``state_seed``, and only ``rst`` may make the design right.
 """
 
+import fcntl
 import json
 import re
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from amaranth.sim import Simulator
 
-from hw.harness.build import OPTIMISATION, cached, digest, emit
+from hw.harness.build import OPTIMISATION, cache_folder, cached, digest, emit
 from hw.harness.cosim import _simulator_environment
 from hw.registry import TOPS
 
@@ -117,6 +118,14 @@ def run_in_verilator(config: SystemConfig, runs: Sequence[Run], *, state_seed: i
 
 
 def _build(config: SystemConfig) -> Path:
+    """The simulator; of processes that need it at the same time one builds, and the others wait."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "system.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build_alone(config)
+
+
+def _build_alone(config: SystemConfig) -> Path:
     from cocotb_tools.runner import get_runner
 
     text = without_start_values(emit(TOPS["system"], config).text)
