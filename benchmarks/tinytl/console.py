@@ -58,8 +58,8 @@ def print_classified(found: "Classified", *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(found), indent=1))
         return
-    title = f"{found.image}, EfficientNet-Lite0 in float: {found.n_macs / 1e6:.1f} million multiplications"
-    table = Table(title=title, box=box.SIMPLE)
+    print(f"{found.image}: EfficientNet-Lite0 in float, {found.n_macs / 1e6:.1f} million multiplications")
+    table = Table(box=box.SIMPLE)
     table.add_column("class")
     table.add_column("index", justify="right")
     table.add_column("probability", justify="right")
