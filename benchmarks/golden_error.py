@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from algo.attention.encoder import Encoder, load_encoder
-from algo.attention.files import write_atomically
 from algo.attention.replay import replay
 from algo.attention.settings import CascadeSettings
+from algo.files import write_atomically
 from benchmarks.chip_run import ChipLayer, ChipRun, run_on_chip
 from benchmarks.plots import BLUE, VERMILION, style
 from benchmarks.quality.progress import progress_bar

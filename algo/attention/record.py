@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from algo.attention.files import write_atomically
 from algo.attention.settings import CascadeSettings
+from algo.files import write_atomically
 
 FORMAT = 1
 

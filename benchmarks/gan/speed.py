@@ -32,7 +32,7 @@ from algo.anycost.architecture import (
     published_macs,
     uniform_sub_generators,
 )
-from algo.attention.files import write_atomically
+from algo.files import write_atomically
 from benchmarks.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, style
 from benchmarks.quality.progress import Progress
 from benchmarks.quality.store import cached

@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from algo.attention.files import write_atomically
+from algo.files import write_atomically
 from benchmarks.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, style
 from benchmarks.quality import language, sentiment
 from benchmarks.runner import collect_provenance

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from algo.attention.files import write_atomically
+from algo.files import write_atomically
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:

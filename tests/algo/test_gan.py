@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from algo.anycost.architecture import GeneratorConfig
-from algo.attention.files import cache_folder
+from algo.files import cache_folder
 from algo.gan import data as gan_data
 from algo.gan.data import ImageSet, as_floats, load_images
 from algo.gan.loop import LoopConfig, load_run, run
