@@ -104,9 +104,10 @@ def rtl(
     with user_input():
         from hw.config import chip_of
         from hw.export import write_rtl
-        from hw.registry import BLOCKS, block
+        from hw.registry import BLOCKS, TOPS, block
 
-        chip, chosen = chip_of(preset, changes or ()), [block(name) for name in blocks or BLOCKS]
+        chip = chip_of(preset, changes or ())
+        chosen = [block(name, tops=True) for name in blocks or [*BLOCKS, *TOPS]]
         paths = write_rtl(chosen, chip, out)
     for path in paths:
         print(path)

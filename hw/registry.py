@@ -295,9 +295,9 @@ TOPS: dict[str, Block] = {
 """What is emitted like a block, but has buses for ports: tested by software on its registers."""
 
 
-def block(name: str) -> Block:
-    """The block, or top, called ``name``; ValueError naming the known ones otherwise."""
-    known = BLOCKS | TOPS
+def block(name: str, *, tops: bool = False) -> Block:
+    """The block, with ``tops`` also the top, of that name; ValueError naming the known ones otherwise."""
+    known = BLOCKS | TOPS if tops else BLOCKS
     if name not in known:
         raise ValueError(f"block must be one of {', '.join(known)}, not {name!r}")
     return known[name]

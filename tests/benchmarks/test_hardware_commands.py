@@ -30,6 +30,7 @@ def quartet(*arguments: str):
     [
         (("rtl", "topk", "--preset", "huge"), "preset must be one of paper"),
         (("rtl", "sorter"), "block must be one of topk"),
+        (("cosim", "system"), "block must be one of topk"),
         (("cosim", "topk", "--sim", "modelsim"), "sim must be one of verilator, icarus, not 'modelsim'"),
         (("run", "no-such-folder", "--text", "x"), "no-such-folder"),
         (("run", "minilm", "--text", "x", "--keep", "0"), "token_keep must be above 0 and at most 1, not 0"),

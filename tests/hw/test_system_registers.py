@@ -72,7 +72,7 @@ def test_every_system_lints(name, tmp_path):
 
 def check_export(name, folder):
     """``quartet rtl system``: Verilog that is clean under lint, with its header beside it."""
-    lint(write_rtl([block("system")], preset(name), folder))
+    lint(write_rtl([block("system", tops=True)], preset(name), folder))
     assert (folder / name / "system.h").read_text() == c_header(system_config(preset(name)))
 
 
@@ -101,7 +101,7 @@ def test_shapes_that_cannot_be_built_are_refused(changes, message):
 
 def test_the_system_is_named_but_has_no_vectors():
     with pytest.raises(ValueError, match=r"block must be one of topk, .* system, not 'chip'"):
-        block("chip")
+        block("chip", tops=True)
     with pytest.raises(ValueError, match="block must have streams to be given vectors, not 'system'"):
         TOPS["system"].cases(system_config(preset("tiny")), seed=1, n_random=0)
 
