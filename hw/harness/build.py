@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,7 +113,8 @@ def verilator_environment() -> dict[str, str]:
     return {
         **os.environ,
         "VERILATOR_ROOT": str(root),
-        "PATH": f"{root / 'bin'}:{os.environ.get('PATH', '')}",
+        # Its makefile calls ``python``, which a system may not have under that name.
+        "PATH": f"{root / 'bin'}:{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         # The wheel's makefile lacks the option that puts a precompiled header to use.
         "MAKEFLAGS": f"CFG_CXXFLAGS_PCH_I=-include {OPTIMISATION}",
     }
