@@ -228,8 +228,9 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
     print(f"multiplications: {saved.n_macs / 1e6:.2f} M, {saved.operations_ratio:.2f}x less than dense")
     for name, result in (("pruned", run.chip), ("dense, 12 bit", run.dense_chip)):
         print(
-            f"attention on chip '{result.chip}' (simulated), {name}: {result.run.total_cycles:,.0f} cycles, "
-            f"{result.latency_s * 1e6:.2f} us, {result.total_energy_pj * 1e-6:.2f} uJ"
+            f"attention on chip '{result.chip}' (estimated, closed form), {name}: "
+            f"{result.run.total_cycles:,.0f} cycles, {result.latency_s * 1e6:.2f} us, "
+            f"{result.total_energy_pj * 1e-6:.2f} uJ"
         )
     if run.core:
         core = run.core
