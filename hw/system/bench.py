@@ -6,64 +6,18 @@ numpy only. It also holds the design to the rules of AXI: what is offered stays 
 crosses 4,096 bytes.
 """
 
-import json
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
 
+from .runs import Log, Run, Step
+
 OKAY, SLVERR, DECERR = 0b00, 0b10, 0b11
 QUIET_CYCLES = 16
 """Cycles watched after the last step."""
-
-Step = tuple[Any, ...]
-"""("write", address, value), ("read", address), ("irq",): wait for it, ("wait", cycles), or
-("until", address, mask, value): read again and again until (value read & mask) == value."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """What software does from hardware reset on, and the memory that it finds."""
-
-    name: str
-    steps: Sequence[Step]
-    base: int
-    """Byte address of the memory; everything outside answers DECERR."""
-    memory: np.ndarray
-    """uint8[n_bytes]"""
-    faults: Sequence[int] = ()
-    """Byte addresses; the word that holds one answers SLVERR, read or written."""
-    latency_cycles: int = 10
-    jitter_cycles: int = 0
-    """Of an answer's latency, drawn anew each time; answers of one port stay in order."""
-    p_stall: float = 0.0
-    """Chance, per cycle and channel, that the bench is not ready or waits."""
-    seed: int = 1
-    max_cycles: int = 100_000
-
-    @property
-    def parameters(self) -> str:
-        """Everything but the memory, as JSON."""
-        rest = [one.name for one in fields(self) if one.name not in ("name", "memory")]
-        return json.dumps({name: getattr(self, name) for name in rest})
-
-
-@dataclass(kw_only=True, eq=False)
-class Log:
-    """What one run showed."""
-
-    memory: np.ndarray
-    """uint8[n_bytes], afterwards."""
-    reads: list[int] = field(default_factory=list)
-    """Values of the "read" steps."""
-    refused: list[int] = field(default_factory=list)
-    """Register addresses that answered with an error."""
-    problems: list[str] = field(default_factory=list)
-    """Rules of AXI that the design broke; "timeout" where the steps did not come to their end."""
-    n_cycles: int = 0
 
 
 class Pins(Protocol):

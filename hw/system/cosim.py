@@ -6,25 +6,26 @@ bits, drawn anew from ``state_seed``, and only ``rst`` may make the design right
 """
 
 import fcntl
-import json
 import re
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
 from amaranth.sim import Simulator
 
 from hw.harness.build import OPTIMISATION, cache_folder, cached, digest, emit
 from hw.harness.cosim import _simulator_environment
 from hw.registry import TOPS
 
-from .bench import Bench, Log, Run
+from .bench import Bench
 from .config import SystemConfig
 from .rtl import System
+from .runs import Log, Run, load, save
 
+Models = Literal["cycles", "cocotbext-axi"]
+_MODULES: dict[Models, str] = {"cycles": "hw.system.cocotb_bench", "cocotbext-axi": "hw.system.cocotb_axi"}
 _BUILD_ARGS = ["--no-public-flat-rw", "--public-depth", "1", "-Wno-fatal", "-j", "2", "--x-assign", "unique",
                "--x-initial", "unique"]  # fmt: skip
 
@@ -68,25 +69,25 @@ def run_in_amaranth(config: SystemConfig, run: Run) -> Log:
     return logs[0]
 
 
-def run_in_verilator(config: SystemConfig, runs: Sequence[Run], *, state_seed: int) -> list[Log]:
-    """Every run from hardware reset in one process, whose state at its very beginning is random."""
+def run_in_verilator(
+    config: SystemConfig, runs: Sequence[Run], *, state_seed: int, models: Models = "cycles"
+) -> list[Log]:
+    """Every run from hardware reset in one process, whose state at its very beginning is random.
+
+    Parameters
+    ----------
+    models : of memory and software: ``cycles`` is :mod:`hw.system.bench`, ``cocotbext-axi`` that package's
+    """
     from cocotb_tools.runner import get_runner
 
     build_folder = _build(config)
     with tempfile.TemporaryDirectory() as name, _simulator_environment():
         folder = Path(name)
-        arrays: dict[str, Any] = {
-            "n_runs": len(runs),
-            "n_channels": config.core.fetch.n_channels,
-            "bus_bytes": config.bus_bytes,
-        }
-        for i, run in enumerate(runs):
-            arrays |= {f"{i} parameters": run.parameters, f"{i} memory": run.memory}
-        np.savez(folder / "runs.npz", **arrays)
+        save(folder / "runs.npz", runs)
         get_runner("verilator").test(
             hdl_toplevel="system",
             hdl_toplevel_lang="verilog",
-            test_module="hw.system.cocotb_bench",
+            test_module=_MODULES[models],
             build_dir=build_folder,
             test_dir=folder,
             results_xml=str(folder / "results.xml"),
@@ -94,6 +95,7 @@ def run_in_verilator(config: SystemConfig, runs: Sequence[Run], *, state_seed: i
             extra_env={
                 "QUARTET_RUNS": str(folder / "runs.npz"),
                 "QUARTET_LOG": str(folder / "log.npz"),
+                "QUARTET_CHANNELS": str(config.core.fetch.n_channels),
                 "COCOTB_REWRITE_ASSERTION_FILES": "cocotb_*.py",
                 "COCOTB_LOG_LEVEL": "WARNING",
             },
@@ -101,20 +103,7 @@ def run_in_verilator(config: SystemConfig, runs: Sequence[Run], *, state_seed: i
         )
         if not (folder / "log.npz").exists():
             raise RuntimeError(f"verilator stopped early:\n{(folder / 'simulator.log').read_text()[-3000:]}")
-        saved = np.load(folder / "log.npz")
-        logs = []
-        for i in range(len(runs)):
-            reads, refused, problems, n_cycles = json.loads(str(saved[f"{i} rest"]))
-            logs.append(
-                Log(
-                    memory=saved[f"{i} memory"],
-                    reads=reads,
-                    refused=refused,
-                    problems=problems,
-                    n_cycles=n_cycles,
-                )
-            )
-        return logs
+        return [Log(**saved) for saved in load(folder / "log.npz")]
 
 
 def _build(config: SystemConfig) -> Path:

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from hw.attention.vectors import Options, Sentence, Shape, case, one_token, sent
 from hw.config import ChipConfig, preset
 from hw.harness.build import emit
 from hw.registry import TOPS
-from hw.system.bench import Log, Run, Step
 from hw.system.config import DescriptorError, ErrorCode, SystemConfig, system_config
-from hw.system.cosim import run_in_amaranth, run_in_verilator, without_start_values
+from hw.system.cosim import Models, run_in_amaranth, run_in_verilator, without_start_values
 from hw.system.registers import MAGIC, registers, system_format
+from hw.system.runs import Log, Run, Step
 from hw.topk.config import TopKConfig
 from sim.driver.system import Image, image_of
 from tests.hw.test_attention import MODES, minilm
@@ -37,6 +38,7 @@ RESULTS = [
     "STATUS", "ERROR", "ERROR_JOB", "IRQ_STATUS", "CYCLES_LO", "IDEAL_BYTES_LO", "MOVED_BYTES_LO", "ROWS",
     "RECOMPUTED_ROWS", "LAYERS_DONE", *BEATS.values(),
 ]  # fmt: skip
+MODELS = pytest.mark.parametrize("models", get_args(Models))
 QUICK = {"latency_cycles": 8, "jitter_cycles": 12, "p_stall": 0.2}
 
 
@@ -127,7 +129,7 @@ def test_minilm_in_verilator():
     run = Run(
         name="MiniLM", steps=job(image), base=BASE, memory=image.memory, seed=4, max_cycles=200_000, **QUICK
     )
-    (log,) = run_in_verilator(CONFIG, [run], state_seed=1)
+    (log,) = run_in_verilator(CONFIG, [run], state_seed=1, models="cocotbext-axi")
     assert mismatches(image, log, passes) == []
 
 
@@ -150,15 +152,15 @@ def sentence_of(mode: str) -> list[Sentence]:
     return [Sentence(layers=[x.input for x in layers], results=[x.result for x in layers], bits=bits)]
 
 
-@pytest.mark.parametrize("state_seed", [2, 3])
-def test_any_state_before_reset(state_seed):
+@pytest.mark.parametrize(("state_seed", "models"), [(2, "cycles"), (3, "cocotbext-axi")])
+def test_any_state_before_reset(state_seed, models):
     """Registers and memories begin with random bits: only reset, soft or hard, makes the design right."""
     image = image_of(SMALL, CORE, FORMAT, base=BASE)
     runs = [
         Run(name="full rate", steps=job(image), base=BASE, memory=image.memory, latency_cycles=1),
         Run(name="stalls", steps=[*job(image), *job(image)], base=BASE, memory=image.memory, **QUICK),
     ]
-    for log in run_in_verilator(CONFIG, runs, state_seed=state_seed):
+    for log in run_in_verilator(CONFIG, runs, state_seed=state_seed, models=models):
         assert mismatches(image, log, SMALL) == []
 
 
@@ -292,7 +294,8 @@ def error_run(
     return Run(name=name, steps=steps, base=BASE, memory=memory, faults=at, seed=seed, **QUICK), good
 
 
-def test_errors_end_the_run_and_the_next_job_is_right():
+@MODELS
+def test_errors_end_the_run_and_the_next_job_is_right(models):
     """Error code, detail and job, an interrupt, no transfer broken off; then a job as if from reset."""
     image = image_of(SMALL, CORE, FORMAT, base=BASE)
     made, expected = [], []
@@ -302,7 +305,7 @@ def test_errors_end_the_run_and_the_next_job_is_right():
     for seed, (name, (at, code)) in enumerate(faults().items()):
         made.append(error_run(f"fault in a {name}", image, [], seed, [at]))
         expected.append((code, 0, None))
-    logs = run_in_verilator(CONFIG, [run for run, _ in made], state_seed=5)
+    logs = run_in_verilator(CONFIG, [run for run, _ in made], state_seed=5, models=models)
     wrong = {}
     for (run, good), (code, detail, number), log in zip(made, expected, logs, strict=True):
         first = dict(zip(RESULTS, log.reads, strict=False))
@@ -314,7 +317,8 @@ def test_errors_end_the_run_and_the_next_job_is_right():
     assert wrong == {}
 
 
-def test_soft_reset_at_any_time():
+@MODELS
+def test_soft_reset_at_any_time(models):
     """No interrupt, no error, no transfer broken off; the next job is right. Also twice in a row."""
     image = image_of(SMALL, CORE, FORMAT, base=BASE)
     good = after(image)
@@ -329,12 +333,13 @@ def test_soft_reset_at_any_time():
         runs.append(
             Run(name=str(cycles), steps=steps, base=BASE, memory=joined(image, good), seed=seed, **QUICK)
         )
-    for run, log in zip(runs, run_in_verilator(CONFIG, runs, state_seed=6), strict=True):
+    for run, log in zip(runs, run_in_verilator(CONFIG, runs, state_seed=6, models=models), strict=True):
         assert log.reads[:4] == [BUSY, 0, 0, 0], run.name
         assert mismatches(good, log, LITTLE) == [], run.name
 
 
-def test_registers_hold_what_the_table_says():
+@MODELS
+def test_registers_hold_what_the_table_says(models):
     """Reset values, what can be written, what answers SLVERR, and that nothing can be changed while busy."""
     table = registers(CONFIG)
     names = [register.name for register in table]
@@ -360,7 +365,7 @@ def test_registers_hold_what_the_table_says():
         *read("IRQ_STATUS"),
     ]
     run = Run(name="registers", steps=steps, base=BASE, memory=image.memory, **QUICK)
-    (log,) = run_in_verilator(CONFIG, [run], state_seed=7)
+    (log,) = run_in_verilator(CONFIG, [run], state_seed=7, models=models)
     assert log.problems == []
     n = len(names)
     assert dict(zip(names, log.reads[:n], strict=True)) == {one.name: one.reset for one in table}
