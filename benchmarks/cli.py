@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.cli_common import Device, user_input
+from benchmarks.cli_gan import gan_app
 from benchmarks.cli_train import train_app
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Quartet: RTL, golden models and measurements of SpAtten and its companions.",
 )
+app.add_typer(gan_app)
 app.add_typer(train_app, name="train")
 
 PRESET_HELP = "Chip: paper, paper_eighth, plus, edge or tiny."
@@ -337,30 +339,6 @@ def _classify(image: Path | None, n_top: int, *, as_json: bool) -> None:
         network, names = load_classifier()
         found = classify(network, names, picture, str(image), n_top)
     print_classified(found, as_json=as_json)
-
-
-@app.command("anycost")
-def anycost_costs(
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Time the uniform ones on this CPU: minutes; resumes.")
-    ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder of the times.")] = Path("results/anycost/speed"),
-    report: Annotated[Path | None, typer.Option(help="Folder of table and plot; default OUT/report.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
-) -> None:
-    """Multiply-accumulates of Anycost GAN's 16 uniform and 11 evolved sub-generators, on both bases."""
-    from benchmarks.gan import speed
-    from benchmarks.quality.progress import progress_bar
-
-    if not measure:
-        speed.print_costs(speed.cost_rows(), as_json=as_json)
-        return
-    with progress_bar() as progress, user_input():
-        speed.measure(out, threads, progress)
-        written = speed.write_report(out, report or out / "report")
-        summary = speed.summarise(out)
-    speed.print_speed(summary, written, as_json=as_json)
 
 
 @app.command()

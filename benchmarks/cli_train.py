@@ -190,6 +190,36 @@ def anycost(
 
 
 @train_app.command()
+def encoder(
+    generator: Annotated[Path, typer.Argument(help="Folder of a finished run without classes.")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "emoji-smileys",
+    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = None,
+    generated: Annotated[float, typer.Option(help="Share of pictures that the generator makes, 0..1.")] = 0.5,
+    steps: Annotated[int, typer.Option(min=1)] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 2e-3,
+    checkpoint_steps: Annotated[int, typer.Option(min=1)] = 250,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Default: encoder inside the generator's folder, where edit looks.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Pictures to styles of a trained generator: where edit starts from. An interrupted run goes on."""
+    with user_input():
+        from algo.anycost.projection import EncoderConfig
+        from algo.gan.loop import LoopConfig
+        from benchmarks.gan.training import prepare_encoder
+
+        config = EncoderConfig(
+            batch_size=batch_size, learning_rate=learning_rate, generated_share=generated
+        )  # fmt: skip
+        loop = LoopConfig(n_steps=steps, seed=seed, checkpoint_steps=checkpoint_steps)
+        task = prepare_encoder(generator, data, pictures, config, loop, out)
+    _train(task, as_json=as_json)
+
+
+@train_app.command()
 def tinytl(
     data: Annotated[
         str, typer.Option(help="fashion, emoji, or a folder with a folder of pictures for each class.")

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from algo.anycost.discriminator import Block
 from algo.anycost.generator import Generator
 from algo.anycost.layers import EqualConv, EqualLinear, lrelu
 from algo.gan.data import ImageSet, as_floats
-from algo.gan.loop import Losses, State
-from algo.gan.training import Distance, resized
+from algo.gan.loop import Losses, State, load_run
+from algo.gan.training import Distance, Start, resized
 
 N_MEAN_SAMPLES = 10_000
 """z behind the mean w that projection starts from and the encoder adds to."""
@@ -38,6 +39,8 @@ class SubTerm:
     """Those drawn from; by default the full one."""
     flexible: bool = False
     """Widths drawn for each layer, or one ratio for all."""
+    ratios: tuple[float, ...] = RATIOS
+    """Those drawn from, where one ratio holds for all."""
 
     def __post_init__(self) -> None:
         if self.weight < 0:
@@ -49,7 +52,7 @@ class SubTerm:
         resolution = draws.choice(self.resolutions or (shape.resolution,))
         if self.flexible:
             return shape.flexible(draws, resolution)
-        return shape.uniform(draws.choice(RATIOS), resolution)
+        return shape.uniform(draws.choice(self.ratios), resolution)
 
 
 def reconstruction(image: Tensor, target: Tensor, perceptual: Distance | None = None) -> Tensor:
@@ -228,6 +231,21 @@ class EncoderTraining:
         real = as_floats(self.data.images[chosen]).to(self.generator.constant)
         z = torch.randn(n_generated, self.generator.config.style_size, generator=rng).to(real)
         return torch.cat([real, self.generator(self.generator.styles(z)).clamp(-1, 1)])
+
+
+def load_encoder(folder: Path, generator_folder: Path) -> Encoder:
+    """The encoder of a finished :class:`EncoderTraining` of the generator in ``generator_folder``.
+
+    ValueError where it is an encoder of another generator.
+    """
+    described, weights = load_run(folder)
+    wanted = Start.read(generator_folder).name
+    if described.get("start") != wanted:
+        raise ValueError(f"{folder} holds an encoder of {described.get('start')}, not of {wanted}")
+    config = GeneratorConfig(**described["generator"])
+    encoder = Encoder(config, torch.zeros(config.style_size))
+    encoder.load_state_dict({name.removeprefix("encoder."): value for name, value in weights.items()})
+    return encoder.eval().requires_grad_(False)
 
 
 @torch.no_grad()

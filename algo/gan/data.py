@@ -124,22 +124,31 @@ def _fashion(resolution: int, test: bool) -> ImageSet:
 
 
 def _folder(folder: Path, resolution: int) -> ImageSet:
-    from PIL import Image, UnidentifiedImageError
-
     if not folder.is_dir():
         known = ", ".join([*EMOJI, "fashion"])
         raise FileNotFoundError(f"data must be one of {known} or a folder of pictures, not {folder}")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
-    pixels = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                pixels.append(_square(picture, resolution))
-        except UnidentifiedImageError:
-            raise ValueError(f"{path} is not a picture") from None
-    return ImageSet(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), None, folder.name)
+    images = torch.stack([read_picture(path.read_bytes(), str(path), resolution) for path in paths])
+    return ImageSet(images, None, folder.name)
+
+
+def read_picture(data: bytes, name: str, resolution: int) -> Tensor:
+    """A picture file's content, centred on a white square and resampled: uint8[3, R, R].
+
+    ValueError with ``name`` where it is no picture, or one of a size that only an attack would have.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            pixels = _square(picture, resolution)
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError):
+        raise ValueError(f"{name} is not a picture") from None
+    except OSError:
+        raise ValueError(f"{name} is a damaged picture") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _square(picture, resolution: int) -> np.ndarray:
@@ -150,7 +159,7 @@ def _square(picture, resolution: int) -> np.ndarray:
     side = max(picture.size)
     canvas = Image.new("RGBA", (side, side), "white")
     canvas.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return np.asarray(canvas.convert("RGB").resize((resolution, resolution), Image.Resampling.LANCZOS))
+    return np.array(canvas.convert("RGB").resize((resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def _installed(package: str, inside: str) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``quartet train diffaugment`` and ``anycost``: train small generators and say how good they are."""
+"""``quartet train diffaugment``, ``anycost``, ``encoder``: train small networks and say how good they are."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from algo.anycost.architecture import RATIOS, GeneratorConfig, compute_macs
 from algo.anycost.generator import Generator
-from algo.gan.data import ImageSet, as_floats
-from algo.gan.loop import LoopConfig, Losses, run
+from algo.anycost.projection import EncoderConfig, EncoderTraining, SubTerm
+from algo.gan.data import ImageSet, as_floats, load_images
+from algo.gan.loop import FINISHED, LoopConfig, Losses, load_run, run
 from algo.gan.pictures import grid, write_png
-from algo.gan.training import Elastic, GanConfig, GanTraining, Start, resized, sample
+from algo.gan.training import Elastic, GanConfig, GanTraining, Start, load_generator, resized, sample
 from benchmarks.gan.features import NAME, Features
 from benchmarks.gan.metrics import nearest, quality
 from benchmarks.quality.progress import Progress
@@ -29,6 +30,8 @@ STAGES = ("full", "resolutions", "channels")
 """Of Anycost training: plain; elastic resolution; elastic channels as well."""
 STAGE_SHARES = (0.4, 0.2, 0.4)
 """Of the steps."""
+ENCODER = "encoder"
+"""Folder inside a run's folder where its encoder is looked for."""
 
 
 def small_shape(resolution: int, n_classes: int = 0) -> GeneratorConfig:
@@ -136,6 +139,20 @@ class AnycostRun:
 
     def __call__(self, progress: Progress) -> dict[str, Any]:
         """Train (or finish) and measure the sub-generators; returns plain data."""
+        average = self.train(progress)
+        progress("measuring", 0, 1)
+        rows = sub_generator_rows(average, self.data, self.elastic.resolutions)
+        write_png(self.folder / "preview.png", preview(average, self.elastic.resolutions))
+        return {
+            "data": self.data.source,
+            "features": NAME,
+            "sub_generators": rows,
+            "preview": str(self.folder / "preview.png"),
+            "weights": str(self.folder / STAGES[-1] / "weights.safetensors"),
+        }
+
+    def train(self, progress: Progress) -> Generator:
+        """All stages, or what is missing of them; the averaged generator of the last."""
         features = Features(device=self.config.device) if self.elastic.distillation else None
         start: Start | None = None
         for stage, n_steps in zip(STAGES, stage_steps(self.loop.n_steps), strict=True):
@@ -143,16 +160,7 @@ class AnycostRun:
             training = self._training(stage, start, features)
             train_and_show(training, replace(self.loop, n_steps=n_steps), folder, progress, f"{stage}: ")
             start = Start.read(folder)
-        progress("measuring", 0, 1)
-        rows = sub_generator_rows(training.average, self.data, self.elastic.resolutions)
-        write_png(self.folder / "preview.png", preview(training.average, self.elastic.resolutions))
-        return {
-            "data": self.data.source,
-            "features": NAME,
-            "sub_generators": rows,
-            "preview": str(self.folder / "preview.png"),
-            "weights": str(folder / "weights.safetensors"),
-        }
+        return training.average
 
     def _training(self, stage: str, start: Start | None, features: Features | None) -> GanTraining:
         last = self.elastic
@@ -232,6 +240,70 @@ def prepare_anycost(
     if wrong:
         raise ValueError(f"resolutions must be among {shape.levels[1:]}, not {wrong[0]}")
     return AnycostRun(shape=shape, data=data, config=config, elastic=elastic, loop=loop, folder=folder)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The finished run in ``checkpoint``, or in the last Anycost stage inside it."""
+    last = checkpoint / STAGES[-1]
+    return last if not (checkpoint / FINISHED).is_file() and (last / FINISHED).is_file() else checkpoint
+
+
+def trained_elastic(folder: Path) -> Elastic | None:
+    """How a finished run trained its sub-generators; None: only the full generator was trained."""
+    saved = load_run(folder)[0].get("elastic")
+    return Elastic(**(saved | {"resolutions": tuple(saved["resolutions"])})) if saved else None
+
+
+def projection_term(elastic: Elastic | None) -> SubTerm:
+    """The sub-generators that count in a projection: those that were trained, if any."""
+    if elastic is None or (elastic.channels == "full" and len(elastic.resolutions) == 1):
+        return SubTerm(weight=0.0)
+    ratios = (1.0,) if elastic.channels == "full" else RATIOS
+    return SubTerm(resolutions=elastic.resolutions, flexible=elastic.channels == "flexible", ratios=ratios)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRun:
+    """A prepared run; everything the user gave is checked."""
+
+    training: EncoderTraining
+    loop: LoopConfig
+    folder: Path
+
+    def __call__(self, progress: Progress) -> dict[str, Any]:
+        """Train (or finish); returns plain data, with the mean over the last 20 steps."""
+        losses = run(
+            self.training,
+            self.loop,
+            self.folder,
+            lambda step, n, now: progress(f"loss {now['reconstruction']:.4f}", step, n),
+        )
+        last = [row["reconstruction"] for row in losses[-20:]]
+        return {
+            "data": self.training.data.source,
+            "n_steps": len(losses),
+            "last_loss": sum(last) / len(last),
+            "weights": str(self.folder / "weights.safetensors"),
+        }
+
+
+def prepare_encoder(
+    checkpoint: Path, data: str, n_pictures: int | None, config: EncoderConfig, loop: LoopConfig,
+    folder: Path | None,
+) -> EncoderRun:  # fmt: skip
+    """For the generator of a finished run, which stays as it is; ``folder`` defaults to one inside it."""
+    source = run_folder(checkpoint)
+    generator = load_generator(source)
+    if generator.config.n_classes:
+        raise ValueError(
+            f"{source} holds a class-conditional generator; an encoder needs one without classes"
+        )
+    images = chosen_data(load_images(data, generator.config.resolution), n_pictures, conditional=False)
+    training = EncoderTraining(
+        generator, Start.read(source).name, images, config, projection_term(trained_elastic(source)),
+        seed=loop.seed,
+    )  # fmt: skip
+    return EncoderRun(training=training, loop=loop, folder=folder or source / ENCODER)
 
 
 def chosen_data(data: ImageSet, n_pictures: int | None, *, conditional: bool) -> ImageSet:

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""``quartet anycost`` and ``edit``: generators from the command line."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.cli_common import user_input
+
+gan_app = typer.Typer()
+DEFAULT_STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+
+
+@gan_app.command("anycost")
+def anycost_costs(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the uniform ones on this CPU: minutes; resumes.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the times.")] = Path("results/anycost/speed"),
+    report: Annotated[Path | None, typer.Option(help="Folder of table and plot; default OUT/report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Multiply-accumulates of Anycost GAN's 16 uniform and 11 evolved sub-generators, on both bases."""
+    from benchmarks.gan import speed
+    from benchmarks.quality.progress import progress_bar
+
+    if not measure:
+        speed.print_costs(speed.cost_rows(), as_json=as_json)
+        return
+    with progress_bar() as progress, user_input():
+        speed.measure(out, threads, progress)
+        written = speed.write_report(out, report or out / "report")
+        summary = speed.summarise(out)
+    speed.print_speed(summary, written, as_json=as_json)
+
+
+@gan_app.command()
+def edit(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, such as results/train/anycost.")
+    ],
+    image: Annotated[Path | None, typer.Option(help="The picture to edit.")] = None,
+    direction: Annotated[
+        str,
+        typer.Option(
+            help="Principal component of w by number, 1 the widest; or a .npy or .safetensors file."
+        ),
+    ] = "1",
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="How far, standard deviations (file: times its vector); repeatable. Default -2 to 2."
+        ),
+    ] = None,
+    preview: Annotated[float, typer.Option(help="Channel ratio of the preview, above 0, at most 1.")] = 0.25,
+    preview_resolution: Annotated[
+        int | None, typer.Option(help="Pixels of a side of the preview; default: all.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of the projection.")] = 200,
+    perceptual: Annotated[
+        bool,
+        typer.Option("--perceptual", help="Add the distance of network features: slower, pip fetches them."),
+    ] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Edit in the browser, on this machine only, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of the page; 0: any that is free.")] = 8765,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; small generators need one.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of picture, styles and numbers.")] = Path("results/edit"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Edit a picture with a trained generator: projected, moved along a direction, previewed, rendered."""
+    from benchmarks.quality.progress import progress_bar
+
+    if page:
+        with user_input():
+            from benchmarks.gan.page import open_page
+
+            if image is not None:
+                raise ValueError("--page takes its picture in the browser: leave --image out")
+            server = open_page(
+                checkpoint, port, preview, preview_resolution, steps, threads, perceptual=perceptual
+            )
+        print(server.url, flush=True)
+        with suppress(KeyboardInterrupt), server:
+            server.serve_forever()
+        return
+    with user_input():
+        from benchmarks.gan.edit import prepare_edit, print_edit
+
+        if image is None:
+            raise ValueError("edit needs a picture, --image FILE, or --page")
+        strengths = DEFAULT_STRENGTHS if strength is None else strength
+        task = prepare_edit(
+            checkpoint, image, direction, strengths, preview, preview_resolution, steps, threads, out,
+            perceptual=perceptual,
+        )  # fmt: skip
+    with progress_bar() as progress:
+        found = task(progress)
+    print_edit(found, as_json=as_json)

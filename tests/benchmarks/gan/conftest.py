@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""A toy Anycost run that the tests of editing share."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from algo.gan.data import load_images
+from algo.gan.loop import LoopConfig
+from algo.gan.training import Elastic, GanConfig
+from benchmarks.gan import training
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Six pictures of 16 pixels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(6):
+        Image.new("RGB", (16, 16), (40 * i, 0, 255 - 40 * i)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def anycost_run(tmp_path_factory, pictures) -> Path:
+    """Three stages of one step each: 16 and 8 pixels, uniform ratios, styles of 8."""
+    folder = tmp_path_factory.mktemp("anycost")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "STYLE_SIZE", 8)
+        elastic = Elastic(resolutions=(16, 8), channels="uniform", conditioned=True)
+        task = training.prepare_anycost(
+            load_images(str(pictures), 16),
+            GanConfig(batch_size=2),
+            elastic,
+            LoopConfig(n_steps=3),
+            folder,
+        )
+        task.train(quiet)
+    return folder
