@@ -234,6 +234,13 @@ def run(
             "minute, paper takes long), else the top-k engine.",
         ),
     ] = False,
+    axi: Annotated[
+        bool,
+        typer.Option(
+            "--axi",
+            help="With --bits and --rtl: the core behind AXI, through registers and memory at random rates.",
+        ),
+    ] = False,
     record: Annotated[Path | None, typer.Option(help="Folder for the record of the pruned run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -267,6 +274,8 @@ def run(
 
         if image is not None:
             raise ValueError("--image is for efficientnet-lite0")
+        if axi and not (rtl and bits):
+            raise ValueError("--axi needs --rtl and --bits: it runs the attention core's Verilog")
         chip = chip_of(preset, changes or ())
         options: dict[str, Any] = {**parse_bits(bits)} if bits else {}
         settings = CascadeSettings(
@@ -283,11 +292,11 @@ def run(
             settings = replace(settings, prune_prompt=False)
             check_decoder_on_core(loaded, len(ids), n_new, settings, chip)
     if bits and isinstance(loaded, Encoder):
-        result, recorded = run_encoder_on_core(loaded, ids, settings, chip, rtl=rtl)
+        result, recorded = run_encoder_on_core(loaded, ids, settings, chip, rtl=rtl, axi=axi)
     elif isinstance(loaded, Encoder):
         result, recorded = run_encoder(loaded, ids, settings, chip, rtl=rtl)
     elif bits:
-        result, recorded = run_decoder_on_core(loaded, ids, n_new, settings, chip, rtl=rtl)
+        result, recorded = run_decoder_on_core(loaded, ids, n_new, settings, chip, rtl=rtl, axi=axi)
     else:
         result, recorded = run_decoder(loaded, ids, n_new, settings, chip, rtl=rtl)
     if layers:

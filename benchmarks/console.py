@@ -245,6 +245,9 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
             f"again with LSBs ({lsb * 100:.1f} %)"
         )
         print(f"  Q, K, V: {core.ideal_bytes:,} bytes wanted, {core.moved_bytes:,} moved in 32-byte atoms")
+        if core.axi_bytes:
+            moved = ", ".join(f"{name} {n_bytes:,}" for name, n_bytes in core.axi_bytes.items())
+            print(f"  bytes over AXI: {moved}; mismatches in memory and registers: {len(run.mismatches)}")
     else:
         print(
             f"top-k engine: {run.n_selections} selections, {run.engine_cycles} cycles in all ({run.engine})"

@@ -6,8 +6,8 @@ the top-k engine selects.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from algo.attention.settings import CascadeSettings
 from benchmarks.chip_run import generate_on_chip, run_on_chip
 from benchmarks.savings import Savings, savings
 from benchmarks.selection import Selection, run_request
+from benchmarks.system_run import run_on_system
 from hw.attention.config import AttentionConfig, attention_config
 from hw.attention.golden import LayerResult
 from hw.attention.layers import LayerInput
@@ -33,6 +34,7 @@ from hw.harness import verilated
 from hw.harness.job import judge
 from hw.qk.cycles import row_cycles
 from hw.registry import BLOCKS
+from hw.system.config import system_config
 from hw.topk.config import TopKConfig
 from sim.driver.layers import DecoderBuilder, LayerBuilder, plane_bits
 from sim.result import SimResult, simulate
@@ -43,6 +45,12 @@ DENSE_PROMPT = (
     "all of it"
 )
 """Of a decoder on the attention core."""
+
+SYSTEM_ORIGIN = (
+    "from start to interrupt, measured in simulated Verilog of the whole system, memory at random rates"
+)
+SYSTEM_SLACK = 4
+"""Cycles that a memory at random rates is allowed, in those of a case at full rate."""
 
 
 class TopKEngine:
@@ -98,6 +106,8 @@ class CoreRun:
     """What the first array alone needs: the bound of this run."""
     origin: str
     """Of the cycles: the cycle model, or the simulated Verilog."""
+    axi_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What each kind of master of the system moved; then ``cycles`` are those from start to interrupt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,11 +193,19 @@ def check_on_core(
 
 
 def run_encoder_on_core(
-    model: Encoder, ids: torch.Tensor, settings: CascadeSettings, chip: ChipConfig, *, rtl: bool
+    model: Encoder,
+    ids: torch.Tensor,
+    settings: CascadeSettings,
+    chip: ChipConfig,
+    *,
+    rtl: bool,
+    axi: bool = False,
 ) -> tuple[PrunedRun, AttentionRecord]:
     """Token ids int64[n] with the chip's attention, bit for bit; with ``rtl`` also in its Verilog.
 
     Then every output, list, importance score, LSB decision, counter and cycle is compared with the models.
+    With ``axi`` as well it is the Verilog of the whole system (:func:`benchmarks.system_run.run_on_system`),
+    which has no cycles to be compared with.
     """
     config = check_on_core(model, len(ids), settings, chip)
     full, in_float = model.run(ids), model.run(ids, settings)
@@ -197,7 +215,7 @@ def run_encoder_on_core(
         results=[layer.result for layer in on_chip.layers],
         bits=plane_bits(settings),
     )
-    core, mismatches = _core_run([sentence], chip, config, rtl=rtl)
+    core, mismatches = _core_run([sentence], chip, config, rtl=rtl, axi=axi)
     quality = {
         "cosine similarity of embeddings, chip and full": _cosine(on_chip.embedding, full.embedding),
         "chip and float, pruned alike": _cosine(on_chip.embedding, in_float.embedding),
@@ -218,17 +236,24 @@ def check_decoder_on_core(
 
 
 def run_decoder_on_core(
-    model: Decoder, ids: torch.Tensor, n_new: int, settings: CascadeSettings, chip: ChipConfig, *, rtl: bool
+    model: Decoder,
+    ids: torch.Tensor,
+    n_new: int,
+    settings: CascadeSettings,
+    chip: ChipConfig,
+    *,
+    rtl: bool,
+    axi: bool = False,
 ) -> tuple[PrunedRun, AttentionRecord]:
     """Generate ``n_new`` tokens after ids int64[n] with the chip's attention, bit for bit.
 
-    With ``rtl`` also in its Verilog, all passes one after the other: then everything that comes out is
-    compared, as in :func:`run_encoder_on_core`.
+    With ``rtl`` also in its Verilog, with ``axi`` in that of the system, all passes one after the other: then
+    everything that comes out is compared, as in :func:`run_encoder_on_core`.
     """
     config = check_decoder_on_core(model, len(ids), n_new, settings, chip)
     full, in_float = model.run(ids, n_new=n_new), model.run(ids, settings, n_new=n_new)
     on_chip = generate_on_chip(model, ids, settings, config, n_new)
-    core, mismatches = _core_run(on_chip.sentences, chip, config, rtl=rtl)
+    core, mismatches = _core_run(on_chip.sentences, chip, config, rtl=rtl, axi=axi)
     new = {
         name: run.token_ids[len(ids) :]
         for name, run in (("full", full), ("float, pruned", in_float), ("chip", on_chip))
@@ -264,13 +289,20 @@ def _n_agreeing(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _core_run(
-    sentences: Sequence[Sentence], chip: ChipConfig, config: AttentionConfig, *, rtl: bool
+    sentences: Sequence[Sentence], chip: ChipConfig, config: AttentionConfig, *, rtl: bool, axi: bool
 ) -> tuple[CoreRun, tuple[str, ...]]:
     """Counters and cycles of passes one after the other; with ``rtl`` also what differs in the Verilog."""
     one = case("text", sentences, config)
     cycles, origin = int(one.expected_cycles["o_summary"][-1]), "cycle model"
     mismatches: tuple[str, ...] = ()
-    if rtl:
+    axi_bytes: Mapping[str, int] = {}
+    if axi:
+        on_system = run_on_system(
+            sentences, one.expected, system_config(chip), max_cycles=SYSTEM_SLACK * one.max_cycles
+        )
+        cycles, origin, mismatches = on_system.cycles, SYSTEM_ORIGIN, on_system.mismatches
+        axi_bytes = on_system.bytes_by_master
+    elif rtl:
         verdict = judge(one, verilated.run_cases(BLOCKS["attention"], config, [one])[0])
         cycles, origin, mismatches = verdict.n_cycles, "measured in simulated Verilog", verdict.problems
     summaries = unpack_summary(one.expected["o_summary"])
@@ -287,6 +319,7 @@ def _core_run(
             for layer, result in zip(sentence.layers, sentence.results, strict=True)
         ),
         origin=origin,
+        axi_bytes=axi_bytes,
     )
     return core, mismatches
 

@@ -22,6 +22,7 @@ from algo.attention.settings import CascadeSettings
 from benchmarks.chip_run import ChipAttention, ChipGeneration, ChipRun, generate_on_chip, run_on_chip
 from benchmarks.cli import app
 from benchmarks.pruned_run import run_decoder_on_core
+from benchmarks.system_run import SystemRun
 from hw.attention.config import attention_config
 from hw.config import preset
 from sim.driver.layers import threshold_units
@@ -392,9 +393,44 @@ def test_smollm2_in_the_simulated_core():
     assert "measured in simulated Verilog" in result.stdout and "confident on the MSBs" in result.stdout
 
 
+def test_smollm2_generates_behind_axi():
+    """Two of its layers, a short prompt: outputs and counters in memory, random latency and back-pressure."""
+    short = dict(zip(ON_CORE[2::2], ON_CORE[3::2], strict=True)) | {
+        "--text": "The committee praised the young", "--generate": "3", "--layers": "2",
+    }  # fmt: skip
+    del short["--set"]
+    options = [word for pair in short.items() for word in pair]
+    result = quartet("run", "smollm2", *options, "--rtl", "--axi", "--json")
+    assert result.exit_code == 0, result.stderr
+    run = json.loads(result.stdout)
+    core = run["core"]
+    assert run["mismatches"] == [] and 0 < core["n_rows_with_lsb"] < core["n_rows"]
+    assert core["axi_bytes"]["planes"] == core["moved_bytes"] > core["ideal_bytes"]
+    assert core["cycles"] > core["moved_bytes"] / 8
+
+
+@pytest.mark.full
+def test_smollm2_at_length_behind_axi():
+    """As in the simulated core: prompt and seven new tokens, 24 jobs in one run."""
+    result = quartet(*ON_CORE, "--rtl", "--axi")
+    assert result.exit_code == 0
+    assert "planes 559,136" in result.stdout and "mismatches in memory and registers: 0" in result.stdout
+
+
+@pytest.mark.parametrize("mismatches", [(), ("ROWS 7, golden 9",)])
+def test_mismatch_behind_axi_fails_the_run(mismatches, monkeypatch):
+    found = SystemRun(cycles=4321, bytes_by_master={"planes": 64}, mismatches=mismatches)
+    monkeypatch.setattr("benchmarks.pruned_run.run_on_system", lambda *given, **options: found)
+    result = quartet(*ON_CORE, "--rtl", "--axi")
+    assert result.exit_code == len(mismatches)
+    assert "4,321 cycles (from start to interrupt, measured in simulated Verilog" in result.stdout
+    assert ("mismatch: ROWS 7, golden 9" in result.stdout) == bool(mismatches)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (("smollm2", "--axi"), "--axi needs --rtl and --bits"),
         (("smollm2", "--layers", "31"), "layers must be in 1..30, those of the model, not 31"),
         (("minilm", "--layers", "2"), "layers must not be given for an encoder"),
         (("smollm2", "--layers", "1", "--generate", "99"), "n_tokens must be at most 32 at head_dim 64"),
@@ -406,11 +442,13 @@ def test_bad_input_of_a_decoder_is_one_line(arguments, message):
     assert result.stderr.startswith("quartet: ") and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("rtl", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_a_decoder_on_the_core_is_counted_pass_by_pass(decoder, rtl):
+@pytest.mark.parametrize("how", ["model", "axi", pytest.param("rtl", marks=pytest.mark.full)])
+def test_a_decoder_on_the_core_is_counted_pass_by_pass(decoder, how):
     """GPT-2 and Llama of random weights; keys of a group count once, queries of each head."""
     settings = replace(PROGRESSIVE, head_counts=(4, 3, 2))
-    run, record = run_decoder_on_core(decoder, PROMPT, 4, settings, preset("tiny"), rtl=rtl)
+    run, record = run_decoder_on_core(
+        decoder, PROMPT, 4, settings, preset("tiny"), rtl=how != "model", axi=how == "axi"
+    )
     assert run.mismatches == () and run.core is not None
     n_rows = sum(len(layer.heads) * len(layer.queries) for layers in record.passes for layer in layers)
     assert run.core.n_rows == n_rows == 14 * 9 + 3 * 9
@@ -427,3 +465,21 @@ def test_a_decoder_on_the_core_is_counted_pass_by_pass(decoder, rtl):
     assert run.core.ideal_bytes == bits // 8 < run.core.moved_bytes
     assert run.core.first_array_cycles < run.core.cycles
     assert set(run.outputs) == {"full", "float, pruned", "chip"}
+
+
+@pytest.mark.full
+def test_gpt2_of_twelve_heads_behind_axi():
+    """A prompt of 30 tokens and 9 new ones, four layers, through memory and registers at random rates."""
+    torch.manual_seed(2)
+    config = GPT2Config(
+        n_layer=4, n_head=12, n_embd=384, vocab_size=50, n_positions=64, initializer_range=0.08,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    settings = replace(PROGRESSIVE, token_schedule=(1.0, 0.8, 0.6, 0.5), head_counts=(12, 11, 9, 6))
+    prompt = torch.randint(50, (30,), generator=torch.Generator().manual_seed(4))
+    run, _ = run_decoder_on_core(
+        Decoder(GPT2LMHeadModel(config).eval()), prompt, 10, settings, preset("tiny"), rtl=True, axi=True
+    )
+    assert run.mismatches == () and run.core is not None
+    assert run.core.n_rows == (30 + 9) * (12 + 11 + 9 + 6)
+    assert 0 < run.core.n_rows_with_lsb < run.core.n_rows

@@ -9,6 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from benchmarks.system_run import BASE, BUSY, DONE, ERROR, SOFT_RESET, START, Software
 from hw.attention.config import attention_config
 from hw.attention.layers import GivenTokens
 from hw.attention.program import PlaneBits
@@ -29,70 +30,15 @@ CONFIG = system_config(preset("tiny"))
 CORE = CONFIG.core
 FORMAT = system_format(CONFIG)
 ADDRESS = FORMAT.addresses
-BASE = 0x2_4680_0000
-"""Above 4 GiB, so that high halves count."""
-START, SOFT_RESET = 1, 2
-BUSY, DONE, ERROR = 1, 2, 4
-BEATS = {port: f"OUT_{name}_BEATS" for port, name in FORMAT.output_names.items()}
-RESULTS = [
-    "STATUS", "ERROR", "ERROR_JOB", "IRQ_STATUS", "CYCLES_LO", "IDEAL_BYTES_LO", "MOVED_BYTES_LO", "ROWS",
-    "RECOMPUTED_ROWS", "LAYERS_DONE", *BEATS.values(),
-]  # fmt: skip
+SOFTWARE = Software(FORMAT)
+write, read, job, RESULTS = SOFTWARE.write, SOFTWARE.read, SOFTWARE.job, SOFTWARE.results
 MODELS = pytest.mark.parametrize("models", get_args(Models))
 QUICK = {"latency_cycles": 8, "jitter_cycles": 12, "p_stall": 0.2}
 
 
-def write(**values: int) -> list[Step]:
-    return [("write", ADDRESS[name], value) for name, value in values.items()]
-
-
-def read(*names: str) -> list[Step]:
-    return [("read", ADDRESS[name]) for name in names]
-
-
-def job(image: Image) -> list[Step]:
-    """Set up, run, wait for the interrupt, read what there is, clear the interrupt."""
-    setup = [("write", address, value) for address, value in image.writes]
-    start = write(IRQ_ENABLE=3, CONTROL=START)
-    return [*setup, *start, ("irq",), *read(*RESULTS), *write(IRQ_STATUS=3)]
-
-
-def results(reads: Sequence[int]) -> dict[str, int]:
-    """Of the last job of a run."""
-    return dict(zip(RESULTS, reads[-len(RESULTS) :], strict=True))
-
-
-def mismatches(image: Image, log: Log, passes: Sequence[Sentence]) -> list[str]:
-    """Of the last job of a run, against golden: status, every output beat, every counter."""
-    got, golden = results(log.reads), case("golden", passes, CORE).expected
-    wrong = list(log.problems)
-    if (got["STATUS"], got["IRQ_STATUS"]) != (DONE, 1):
-        wrong.append(f"status {got}")
-        return wrong
-    counts = {port: got[name] for port, name in BEATS.items()}
-    beats = image.beats(log.memory[image.base - BASE :], counts, FORMAT)
-    for port, want in golden.items():
-        if not np.array_equal(beats[port][:, : want.shape[1]], want):
-            wrong.append(f"{port}: {len(beats[port])} beats, golden {len(want)}")
-        if beats[port][:, want.shape[1] : -(-want.shape[1] // 2) * 2].any():
-            wrong.append(f"{port}: no zeros above the beat")
-    layers = [result for one in passes for result in one.results]
-    counted = {
-        "ROWS": sum(len(result.order) for result in layers),
-        "RECOMPUTED_ROWS": sum(int(result.used_lsb.sum()) for result in layers),
-        "LAYERS_DONE": len(layers),
-        "IDEAL_BYTES_LO": int(sum(words64(golden["o_summary"], 0))),
-        "MOVED_BYTES_LO": int(sum(words64(golden["o_summary"], 40))),
-    }
-    return wrong + [
-        f"{name} {got[name]}, golden {value}" for name, value in counted.items() if got[name] != value
-    ]
-
-
-def words64(beats: np.ndarray, low: int) -> list[int]:
-    """40 bits of each beat from bit ``low`` on."""
-    whole = [int.from_bytes(row.astype("<u4").tobytes(), "little") for row in beats]
-    return [value >> low & (1 << 40) - 1 for value in whole]
+def mismatches(image: Image, log: Log, passes: Sequence[Sentence]) -> tuple[str, ...]:
+    """Of the last job of a run, against golden."""
+    return SOFTWARE.mismatches(image, log, case("golden", passes, CORE).expected)
 
 
 def small(seed: int = 1) -> list[Sentence]:
@@ -130,7 +76,7 @@ def test_minilm_in_verilator():
         name="MiniLM", steps=job(image), base=BASE, memory=image.memory, seed=4, max_cycles=200_000, **QUICK
     )
     (log,) = run_in_verilator(CONFIG, [run], state_seed=1, models="cocotbext-axi")
-    assert mismatches(image, log, passes) == []
+    assert mismatches(image, log, passes) == ()
 
 
 @pytest.mark.full
@@ -142,7 +88,7 @@ def test_minilm_at_other_rates(p_stall):
         name="MiniLM", steps=job(image), base=BASE, memory=image.memory, p_stall=p_stall, max_cycles=400_000
     )
     (log,) = run_in_verilator(CONFIG, [run], state_seed=2)
-    assert mismatches(image, log, passes) == []
+    assert mismatches(image, log, passes) == ()
 
 
 def sentence_of(mode: str) -> list[Sentence]:
@@ -161,7 +107,7 @@ def test_any_state_before_reset(state_seed, models):
         Run(name="stalls", steps=[*job(image), *job(image)], base=BASE, memory=image.memory, **QUICK),
     ]
     for log in run_in_verilator(CONFIG, runs, state_seed=state_seed, models=models):
-        assert mismatches(image, log, SMALL) == []
+        assert mismatches(image, log, SMALL) == ()
 
 
 def test_start_values_are_taken_away():
@@ -322,7 +268,7 @@ def test_soft_reset_at_any_time(models):
     """No interrupt, no error, no transfer broken off; the next job is right. Also twice in a row."""
     image = image_of(SMALL, CORE, FORMAT, base=BASE)
     good = after(image)
-    setup = [("write", address, value) for address, value in image.writes]
+    setup = SOFTWARE.setup(image)
     runs = []
     for seed, cycles in enumerate((1, 7, 60, 200, 400, 700, 1100)):
         stop = write(CONTROL=SOFT_RESET) * (1 + seed % 2)
@@ -335,7 +281,7 @@ def test_soft_reset_at_any_time(models):
         )
     for run, log in zip(runs, run_in_verilator(CONFIG, runs, state_seed=6, models=models), strict=True):
         assert log.reads[:4] == [BUSY, 0, 0, 0], run.name
-        assert mismatches(good, log, LITTLE) == [], run.name
+        assert mismatches(good, log, LITTLE) == (), run.name
 
 
 @MODELS
@@ -346,7 +292,6 @@ def test_registers_hold_what_the_table_says(models):
     writable = [register for register in table if register.access == "rw"]
     image = image_of(SMALL, CORE, FORMAT, base=BASE)
     everything = {register.name: 0xA5A5_5A5B for register in writable}
-    setup = [("write", address, value) for address, value in image.writes]
     steps = [
         *read(*names),
         *write(**everything),
@@ -354,7 +299,7 @@ def test_registers_hold_what_the_table_says(models):
         *write(STATUS=1),
         ("write", 0xFFC, 1),
         ("read", 0xFF8),
-        *setup,
+        *SOFTWARE.setup(image),
         *write(CONTROL=START, N_LAYERS=7, IRQ_ENABLE=2),
         *read("N_LAYERS", "IRQ_ENABLE"),
         ("until", ADDRESS["STATUS"], DONE, DONE),
@@ -395,15 +340,9 @@ WIDE = SystemConfig(
 @pytest.mark.parametrize("p_stall", [0.0, 0.3])
 def test_two_wide_channels_in_amaranth(p_stall):
     """An atom a word, atoms dealt over two channels; the little sentence, then again."""
-    layout = system_format(WIDE)
-    image = image_of(LITTLE, WIDE.core, layout, base=BASE)
+    image = image_of(LITTLE, WIDE.core, system_format(WIDE), base=BASE)
     run = Run(
         name="wide", steps=job(image) * 2, base=BASE, memory=image.memory, p_stall=p_stall, jitter_cycles=9
     )
-    log = run_in_amaranth(WIDE, run)
-    got = results(log.reads)
-    beats = image.beats(log.memory, {port: got[name] for port, name in BEATS.items()}, layout)
-    assert log.problems == []
-    assert got["STATUS"] == DONE
-    for port, want in case("golden", LITTLE, WIDE.core).expected.items():
-        assert np.array_equal(beats[port][:, : want.shape[1]], want), port
+    expected = case("golden", LITTLE, WIDE.core).expected
+    assert Software(system_format(WIDE)).mismatches(image, run_in_amaranth(WIDE, run), expected) == ()
