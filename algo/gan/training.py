@@ -140,7 +140,8 @@ class GanTraining:
 
     Parameters: ``start`` takes the averaged generator and the discriminator of an earlier run (new parts of
     the discriminator start at random); its channels are sorted first where ``elastic`` has elastic channels,
-    and it is the teacher of the distillation. ``perceptual`` is added to the squared error there;
+    and it is the teacher of the distillation. ``opponent`` gives the discriminator the widths of another
+    generator of the same resolution. ``perceptual`` is added to the squared error there;
     ``perceptual_name`` describes it. ``seed`` initialises the weights.
     """
 
@@ -152,6 +153,7 @@ class GanTraining:
         *,
         elastic: Elastic | None = None,
         start: Start | None = None,
+        opponent: GeneratorConfig | None = None,
         perceptual: Distance | None = None,
         perceptual_name: str = "none",
         seed: int = 0,
@@ -171,7 +173,8 @@ class GanTraining:
         torch.manual_seed(seed)
         conditioned = bool(elastic and elastic.conditioned)
         self.generator = Generator(shape)
-        self.discriminator = Discriminator(shape, self.resolutions, conditioned=conditioned)
+        self.opponent = opponent
+        self.discriminator = Discriminator(opponent or shape, self.resolutions, conditioned=conditioned)
         self.teacher: Generator | None = None
         if start:
             self._take_over(start)
@@ -220,6 +223,7 @@ class GanTraining:
             "data": self.data.source,
             "sha256": self.data.sha256,
             "generator": asdict(self.shape),
+            "opponent": asdict(self.opponent) if self.opponent else None,
             "start": self.start_name,
             "elastic": asdict(self.elastic) if self.elastic else None,
             "perceptual": self.perceptual_name,

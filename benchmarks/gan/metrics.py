@@ -94,14 +94,19 @@ def standardised(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     return (real.double() - mean) / scale, (fake.double() - mean) / scale
 
 
-def quality(real: Tensor, fake: Tensor) -> Quality:
-    """All of the above for features float[n, d], float[m, d], standardised by the real ones."""
+def quality(real: Tensor, fake: Tensor, training: Tensor | None = None) -> Quality:
+    """All of the above for features float[n, d], float[m, d], standardised by the real ones.
+
+    ``training`` float[l, d] are those that could have been copied, where they are not the real ones compared
+    with.
+    """
+    seen = standardised(real if training is None else training, fake)
     real, fake = standardised(real, fake)
     enough = min(len(real), len(fake)) > PCA_SIZE
     return Quality(
         kid=kid(real, fake),
         frechet_pca_64=frechet_pca(real, fake) if enough else None,
-        authentic_share=authentic_share(real, fake),
+        authentic_share=authentic_share(*seen),
         n_real=len(real),
         n_fake=len(fake),
     )

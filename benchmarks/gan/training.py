@@ -16,12 +16,13 @@ from algo.gan.loop import FINISHED, LoopConfig, Losses, load_run, run
 from algo.gan.pictures import grid, write_png
 from algo.gan.training import Elastic, GanConfig, GanTraining, Start, load_generator, resized, sample
 from benchmarks.gan.features import NAME, Features
-from benchmarks.gan.metrics import nearest, quality
+from benchmarks.gan.judge import MAX_REALS, Judge
+from benchmarks.gan.metrics import quality
 from benchmarks.quality.progress import Progress
 
 MAX_CHANNELS, STYLE_SIZE, N_MAPPING_LAYERS = 64, 64, 4
 """Of the small generators; width 1024 / R at R pixels, as many multiplications at every level from 16 on."""
-N_FAKES, MAX_REALS = 500, 2000
+N_FAKES = 500
 """Pictures behind the reported distances."""
 N_SHOWN = 64
 """Pictures of a sample grid."""
@@ -53,25 +54,6 @@ def describe_step(losses: Losses) -> str:
     return f"D {losses['discriminator']:.2f} G {losses['generator']:.2f}"
 
 
-def evaluate(generator: Generator, data: ImageSet, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
-    """Distances to the pictures it was trained on, and a picture of fakes over their nearest reals.
-
-    With mirrored reals, so that a mirrored copy counts as a copy. At most 2,000 reals, 500 fakes.
-    """
-    kept = data.subset(min(MAX_REALS, len(data.images)))
-    reals = as_floats(kept.images)
-    fakes = sample(generator, N_FAKES, seed=seed)
-    features = Features()
-    real_features, mirrored, fake_features = (features(x) for x in (reals, reals.flip(3), fakes))
-    found = quality(real_features, fake_features)
-    both = torch.cat([real_features, mirrored])
-    index, distance = nearest(both, fake_features)
-    closest = distance.argsort()[: 2 * N_PREVIEW]
-    pairs = torch.stack([fakes[closest], torch.cat([reals, reals.flip(3)])[index[closest]]])
-    rows = [row for half in pairs.split(N_PREVIEW, dim=1) for row in half]
-    return {"features": NAME, **found.to_dict()}, grid(torch.cat(rows), N_PREVIEW)
-
-
 @dataclass(frozen=True, kw_only=True)
 class DiffAugmentRun:
     """A prepared run; everything the user gave is checked."""
@@ -85,12 +67,14 @@ class DiffAugmentRun:
         average = self.training.average
         losses = train_and_show(self.training, self.loop, self.folder, progress)
         progress("measuring", 0, 1)
-        found, copies = evaluate(average, self.training.data)
-        write_png(self.folder / "nearest.png", copies, scale=2)
+        judge = Judge(self.training.data)
+        fakes = sample(average, N_FAKES)
+        write_png(self.folder / "nearest.png", judge.nearest_pairs(fakes), scale=2)
         return {
             "data": self.training.data.source,
             "n_steps": len(losses),
-            **found,
+            "features": NAME,
+            **judge.quality(fakes).to_dict(),
             "samples": str(self.folder / f"samples-{len(losses):06d}.png"),
             "nearest": str(self.folder / "nearest.png"),
             "weights": str(self.folder / "weights.safetensors"),

@@ -3,7 +3,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +35,20 @@ def cached(
     content = {"name": name, "fingerprint": mark, "inputs": inputs, "result": result}
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return result
+
+
+def load_results(folder: Path, names: Sequence[str], command: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Saved files by folder in ``names`` and case.
+
+    FileNotFoundError where there is none (``command`` makes them), ValueError if damaged.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(path for name in names for path in folder.glob(f"{name}/*.json")):
+        try:
+            saved = json.loads(path.read_text())
+            found.setdefault(path.parent.name, {})[saved["name"]] = saved
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{path} is not a result file: remove it to recompute") from None
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results: run {command} first")
+    return found

@@ -212,6 +212,18 @@ def test_every_switch_changes_the_step():
         assert all(not torch.equal(a, b) for b in ends[:i]), variants[i]
 
 
+def test_a_narrow_generator_can_face_a_wide_discriminator():
+    wide = replace(SHAPE, channel_multiplier=1 / 64, max_channels=32)
+    alone, facing = gan(), GanTraining(SHAPE, pictures(), GanConfig(batch_size=4), opponent=wide)
+    assert facing.generator.full == alone.generator.full
+    expected = GanTraining(wide, pictures(), GanConfig(batch_size=4)).discriminator.state_dict()
+    assert {n: v.shape for n, v in facing.discriminator.state_dict().items()} == {
+        n: v.shape for n, v in expected.items()
+    }
+    assert alone.describe()["opponent"] is None and facing.describe()["opponent"]["max_channels"] == 32
+    assert math.isfinite(facing.step(1, rng())["discriminator"])
+
+
 def test_r1_on_augmented_reals_has_the_gradient_there():
     """A cutout hides pixels from the critic: they have no gradient in the raw image, but do after it."""
     raw = gan(augment="cutout")

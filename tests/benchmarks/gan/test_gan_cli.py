@@ -4,31 +4,19 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.gan import training
-
-
-class Pixels:
-    """Pixels of small copies instead of a network's features."""
-
-    def __init__(self, path=None, device="cpu") -> None:
-        pass
-
-    def __call__(self, images):
-        return torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
-
-    def distance(self, a, b):
-        return (a - b).abs().mean()
+from benchmarks.gan import judge, training
+from tests.benchmarks.gan.conftest import Pixels
 
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     """No packaged weights, few pictures."""
-    monkeypatch.setattr(training, "Features", Pixels)
+    for module in (training, judge):
+        monkeypatch.setattr(module, "Features", Pixels)
     monkeypatch.setattr(training, "N_FAKES", 20)
     monkeypatch.setattr(training, "STYLE_SIZE", 8)
 

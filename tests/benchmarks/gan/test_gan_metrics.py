@@ -75,6 +75,14 @@ def test_quality_leaves_out_what_few_pictures_cannot_give():
         frechet_pca(normal(10, 2, 0), normal(80, 2, 0))
 
 
+def test_copies_of_training_pictures_count_whatever_is_compared_with():
+    reference, training = normal(70, 66, 0), normal(50, 66, 1)
+    copies = training[:40] + 1e-6
+    found = quality(reference, copies, training)
+    assert found.authentic_share == 0 and quality(reference, copies).authentic_share > 0.5
+    assert found.kid == quality(reference, copies).kid and found.n_real == 70
+
+
 @pytest.fixture(scope="module")
 def features(tmp_path_factory) -> Features:
     """Random weights with the names and the structure of EfficientNet-Lite0, at an eighth of its widths."""
