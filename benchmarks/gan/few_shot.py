@@ -9,7 +9,7 @@ which no run has seen; the emoji faces, of which there are no more, with themsel
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,19 @@ def run_few_shot(folder: Path, setup: Setup, progress: Progress) -> None:
         pictures = pictures.subset(setup.n_pictures)
     if not setup.conditional:
         pictures = pictures.without_labels()
-    reference = load_images(setup.data, setup.resolution, test=True) if setup.data == "fashion" else None
-    judge = lru_cache(maxsize=1)(lambda n: Judge(pictures.subset(n), reference))
+    has_test_part = setup.data == "fashion"
+
+    @cache
+    def unseen() -> Judge | None:
+        return Judge(load_images(setup.data, setup.resolution, test=True)) if has_test_part else None
+
+    @cache
+    def judge(n: int) -> Judge:
+        return Judge(pictures.subset(n), unseen(), mirror=setup.mirror)
+
     shared = {key: value for key, value in asdict(setup).items() if key not in ("cases", "device")}
     shared |= {"sha256": pictures.sha256, "features": NAME}
-    cached(folder, REALS, shared, lambda: _reals(judge(len(pictures.images)), reference is not None))
+    cached(folder, REALS, shared, lambda: _reals(judge(len(pictures.images)), has_test_part))
     for case in setup.cases:
         inputs = shared | {"case": asdict(case)}
         n = round(case.fraction * len(pictures.images))

@@ -18,34 +18,29 @@ N_COLUMNS = 6
 class Judge:
     """Distances of fakes to real pictures, and how near they come to the training pictures.
 
-    Parameters: ``training`` are the pictures that could have been copied; ``reference``, by default the same,
-    those compared with. At most 2,000 of each, drawn with seed 0.
+    Parameters: ``training`` are the pictures that could have been copied, at most 2,000, drawn with seed 0;
+    ``reference`` judges by those to compare with, by default the same; ``mirror`` also looks for copies
+    of mirrored training pictures.
     """
 
-    def __init__(
-        self, training: ImageSet, reference: ImageSet | None = None, features: Features | None = None
-    ) -> None:
-        self.features = features or Features()
-        self.training = _drawn(training)
+    def __init__(self, training: ImageSet, reference: "Judge | None" = None, *, mirror: bool = True) -> None:
+        self.mirror = mirror
+        self.features: Features = reference.features if reference else Features()
+        self.training = as_floats(training.subset(min(MAX_REALS, len(training.images))).images)
         self.of_training = self.features(self.training)
-        self.of_reference = self.features(_drawn(reference)) if reference else self.of_training
+        self.of_reference = reference.of_training if reference else self.of_training
 
     def quality(self, fakes: Tensor) -> Quality:
         """Of fakes float[m, 3, R, R]."""
         return quality(self.of_reference, self.features(fakes), self.of_training)
 
     def nearest_pairs(self, fakes: Tensor) -> Tensor:
-        """The twelve fakes nearest to a training picture or its mirror image, above it: uint8[h, w, 3]."""
-        mirrored = self.training.flip(3)
-        reals, of_reals = (
-            torch.cat(both)
-            for both in ((self.training, mirrored), (self.of_training, self.features(mirrored)))
-        )
+        """The twelve fakes nearest to a training picture, each above it: uint8[height, width, 3]."""
+        reals, of_reals = self.training, self.of_training
+        if self.mirror:
+            mirrored = reals.flip(3)
+            reals, of_reals = torch.cat([reals, mirrored]), torch.cat([of_reals, self.features(mirrored)])
         index, distance = nearest(of_reals, self.features(fakes))
         closest = distance.argsort()[: 2 * N_COLUMNS]
         pairs = torch.stack([fakes[closest], reals[index[closest]]])
         return grid(torch.cat([row for half in pairs.split(N_COLUMNS, dim=1) for row in half]), N_COLUMNS)
-
-
-def _drawn(pictures: ImageSet) -> Tensor:
-    return as_floats(pictures.subset(min(MAX_REALS, len(pictures.images))).images)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from algo.anycost.architecture import RATIOS
 from benchmarks.gan.elastic import MAIN, VARIANTS
@@ -122,6 +123,9 @@ def plot_costs(summary: dict[str, Any], ax: Axes) -> Axes:
     if summary["separate"]:
         ax.plot([], [], "*", color="white", ms=12, mec=BLACK, label="trained alone, as many steps")
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     ax.set_xlabel("useful multiply-accumulates of an image, millions")
     ax.set_ylabel("KID at its own resolution")
     ax.set_ylim(bottom=0)

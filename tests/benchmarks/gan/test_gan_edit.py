@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from algo.anycost.architecture import compute_macs
 from algo.anycost.editing import moved
+from algo.anycost.projection import ProjectionConfig
+from algo.gan.data import as_floats, load_images
 from benchmarks.cli import app
 from benchmarks.gan import edit
 from benchmarks.gan.training import projection_term, trained_elastic
@@ -81,6 +83,12 @@ def test_encoder_starts_the_projection(anycost_run, pictures, tmp_path):
     assert json.loads(run(*arguments).stdout) == json.loads(trained.stdout)  # read, not trained again
     result = run("edit", copied, "--image", pictures / "0.png", "--steps", 1, "--out", tmp_path, "--json")
     assert json.loads(result.stdout)["projection"]["start"] == "encoder"
+    editor = edit.load_editor(copied)
+    target = as_floats(load_images(str(pictures), 16).images[:1])
+    with torch.no_grad():
+        encoded = editor.encoder(target)
+    step = (load_file(tmp_path / "styles.safetensors")["styles"] - encoded).abs().max()
+    assert 0 < step < 1.01 * ProjectionConfig().learning_rate  # one step of Adam away
 
     other = copied / "full" / "encoder"
     shutil.copytree(copied / "channels" / "encoder", other)

@@ -9,9 +9,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from algo.gan.data import ImageSet
+from algo.anycost.architecture import SubGenerator
+from algo.anycost.projection import distance_to_full
+from algo.gan.data import ImageSet, as_floats
+from algo.gan.training import load_generator
 from benchmarks.cli import app
 from benchmarks.gan import elastic, experiments, few_shot, judge, report, training
+from benchmarks.gan.metrics import kid, standardised
 from tests.benchmarks.gan.conftest import Pixels, quiet
 
 EMOJI = replace(
@@ -63,6 +67,45 @@ def results(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.json")}
 
 
+def trained(folder) -> dict[str, dict]:
+    """Descriptions of the finished runs by name, without the mark of their inputs."""
+    paths = folder.glob("runs/*/train.json")
+    return {path.parent.name.rsplit("-", 1)[0]: json.loads(path.read_text())["run"] for path in paths}
+
+
+def check_runs(folder) -> None:
+    """Each run was trained as its case says."""
+    for name, setup in (("emoji", EMOJI), ("fashion", FASHION)):
+        runs = trained(folder / name)
+        assert runs.keys() == {case.name for case in setup.cases}
+        for case in setup.cases:
+            run = runs[case.name]
+            n = round(case.fraction * (setup.n_pictures or 12))
+            assert (run["loss"], run["augment"], run["seed"]) == (case.loss, case.augment, case.seed)
+            assert run["data"].endswith(f"{n} of {setup.n_pictures or 12}")
+            assert run["generator"]["n_classes"] == (10 if setup.conditional else 0)
+    runs = trained(folder / "anycost")
+    assert runs["full"]["elastic"] is None and runs["resolutions"]["start"].startswith("full-")
+    for variant, (conditioned, distilled) in elastic.VARIANTS.items():
+        last = runs[f"channels-{variant}"]
+        assert last["start"].startswith("resolutions-") and last["elastic"] == {
+            "resolutions": [16, 8], "n_sampled": 2, "channels": "flexible", "conditioned": conditioned,
+            "distillation": 2.0 if distilled else 0.0,
+        }  # fmt: skip
+    alone = runs["separate-8x0.25"]
+    assert alone["n_steps"] == 5 and alone["generator"]["resolution"] == 8 and alone["elastic"] is None
+    assert alone["opponent"]["channel_multiplier"] == 4 * alone["generator"]["channel_multiplier"]
+
+
+def check_search(folder, row: dict) -> None:
+    """Both are compared on z that the search has not seen."""
+    (run_folder,) = folder.glob("runs/channels-both-*")
+    generator = load_generator(run_folder)
+    fresh = distance_to_full(generator, 3, seed=1)
+    assert row["uniform_mse"] == pytest.approx(fresh(generator.config.uniform(0.5)))
+    assert row["found_mse"] == pytest.approx(fresh(SubGenerator(16, tuple(row["found_widths"]))))
+
+
 def test_everything_with_one_command(tmp_path):
     first = run("--out", tmp_path, "--json")
     assert first.exit_code == 0, first.output
@@ -100,6 +143,12 @@ def test_everything_with_one_command(tmp_path):
                 assert min(picture.size) > 300
     text = (tmp_path / "report" / "gan.md").read_text()
     assert "| 8 | nonsaturating | yes | 0 |" in text and "| 16 px x 0.25 |" in text and "not FID" in text
+
+    check_runs(tmp_path)
+    check_search(tmp_path / "anycost", anycost["search"][0])
+    assert anycost["projection"]["with"]["full_mse"] != anycost["projection"]["without"]["full_mse"]
+    unseen, seen = (Pixels()(as_floats(images("fashion", 16, test=test).images)) for test in (True, False))
+    assert found["fashion"]["reals"]["kid"] == pytest.approx(kid(*standardised(unseen, seen)))
 
     # A second time nothing is computed.
     before = {name: results(tmp_path / name) for name in experiments.NAMES}

@@ -6,8 +6,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from algo.gan.data import ImageSet, as_floats
+from benchmarks.gan import judge
 from benchmarks.gan.features import STRIDES, Features, _same
 from benchmarks.gan.metrics import authentic_share, frechet_pca, kid, nearest, quality
+from tests.benchmarks.gan.conftest import Pixels
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -73,6 +76,28 @@ def test_quality_leaves_out_what_few_pictures_cannot_give():
         kid(normal(1, 2, 0), normal(3, 2, 0))
     with pytest.raises(ValueError, match="frechet_pca needs more than 64 pictures of each kind"):
         frechet_pca(normal(10, 2, 0), normal(80, 2, 0))
+
+
+def test_judge_finds_copies_and_mirrored_copies(monkeypatch):
+    monkeypatch.setattr(judge, "Features", Pixels)
+    pixels = torch.randint(256, (20, 3, 8, 8), generator=rng(), dtype=torch.uint8)
+    training = ImageSet(pixels[:10], None, "seen")
+    fakes = as_floats(pixels[8:])
+    fakes[:1], fakes[1:2] = as_floats(pixels[3:4]), as_floats(pixels[7:8]).flip(3)
+    unseen = judge.Judge(ImageSet(pixels[10:], None, "unseen"))
+    for mirror, n_copies in ((True, 2), (False, 1)):
+        found = judge.Judge(training, unseen, mirror=mirror)
+        sheet = found.nearest_pairs(fakes)
+        above, below = (_cells(sheet, row) for row in (0, 1))
+        same = [torch.equal(a, b) for a, b in zip(above, below, strict=True)]
+        assert same == [True] * n_copies + [False] * (6 - n_copies)  # the nearest come first
+    assert found.quality(fakes).n_real == 10 and torch.equal(found.of_reference, unseen.of_training)
+
+
+def _cells(sheet: torch.Tensor, row: int) -> list[torch.Tensor]:
+    """Pictures of 8 pixels with gaps of 2."""
+    top = 2 + 10 * row
+    return [sheet[top : top + 8, 2 + 10 * i : 10 + 10 * i] for i in range(6)]
 
 
 def test_copies_of_training_pictures_count_whatever_is_compared_with():

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import socket
 import threading
 from http.client import HTTPConnection
 
@@ -117,6 +118,10 @@ def test_bad_styles_are_refused(server):
 def test_other_hosts_and_places_are_refused(server):
     assert ask(server, "/", host="evil.example")[0] == 403
     assert ask(server, "/render", {}, host="evil.example:80")[0] == 403
+    with socket.create_connection(server.server_address) as raw:
+        raw.sendall(b"GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n")
+        answer = b"".join(iter(lambda: raw.recv(1 << 16), b""))
+    assert answer.count(b"HTTP/1.0") == 1 and b"<!DOCTYPE" not in answer
     assert ask(server, "/etc/passwd")[0] == 404 and ask(server, "/other", {})[0] == 404
 
 
