@@ -96,11 +96,9 @@ class PageServer(ThreadingHTTPServer):
         sub = editor.sub(request["ratio"], request["resolution"])
         styles = self._edited(request)
         with self.lock:
-            editor.render(styles, sub)
             preview = editor.render(styles, sub, N_TIMED if request.get("full") else 1)
             answer: dict[str, Any] = {"preview": _shown(preview), "note": editor.note(sub)}
             if request.get("full"):
-                editor.render(styles, editor.generator.full)
                 full = editor.render(styles, editor.generator.full, N_TIMED)
                 answer |= {"full": _shown(full), "mse": editor.distance(preview.image, full.image)["mse"]}
         return answer
