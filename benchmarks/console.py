@@ -226,7 +226,10 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
     ratios = f"{saved.traffic_ratio_fp32:.2f}x less than fp32, {saved.traffic_ratio_onchip:.2f}x than 12 bit"
     print(f"K and V fetched: {saved.kv_bytes / 1e3:.1f} kB; {ratios}, both dense")
     print(f"multiplications: {saved.n_macs / 1e6:.2f} M, {saved.operations_ratio:.2f}x less than dense")
-    for name, result in (("pruned", run.chip), ("dense, 12 bit", run.dense_chip)):
+    closed_forms = {"pruned": run.chip, "dense, 12 bit": run.dense_chip}
+    if run.core:
+        del closed_forms["pruned"]
+    for name, result in closed_forms.items():
         print(
             f"attention on chip '{result.chip}' (estimated, closed form), {name}: "
             f"{result.run.total_cycles:,.0f} cycles, {result.latency_s * 1e6:.2f} us, "
@@ -237,6 +240,10 @@ def print_run(run: "PrunedRun", *, as_json: bool) -> None:
         print(
             f"attention core '{core.preset}': {core.cycles:,} cycles ({core.origin}), the first array alone "
             f"{core.first_array_cycles:,}"
+        )
+        print(
+            f"  cycle model, equal to the RTL, {core.memory}: {core.model_cycles:,} cycles, "
+            f"{run.chip.latency_s * 1e6:.2f} us, {run.chip.total_energy_pj * 1e-6:.2f} uJ (energy estimated)"
         )
         lsb = core.n_rows_with_lsb / core.n_rows
         confident = core.n_rows - core.n_rows_with_lsb

@@ -37,7 +37,8 @@ from hw.registry import BLOCKS
 from hw.system.config import system_config
 from hw.topk.config import TopKConfig
 from sim.driver.layers import DecoderBuilder, LayerBuilder, plane_bits
-from sim.result import SimResult, simulate
+from sim.memory import memory_timing
+from sim.result import SimResult, on_core, simulate
 from sim.workload import recorded, unpruned
 
 DENSE_PROMPT = (
@@ -101,7 +102,11 @@ class CoreRun:
     moved_bytes: int
     """Of the atoms that hold them."""
     cycles: int
-    """First descriptor in to last summary out, memory of 20 cycles."""
+    """First descriptor in to last summary out, the memory that of ``memory``."""
+    model_cycles: int
+    """The same by the cycle model: equal, but where ``cycles`` are those of the whole system."""
+    memory: str
+    """Latency and peak of the preset's memory, in words."""
     first_array_cycles: int
     """What the first array alone needs: the bound of this run."""
     origin: str
@@ -124,9 +129,9 @@ class PrunedRun:
     quality: dict[str, float]
     savings: Savings
     chip: SimResult
-    """The pruned run on the whole attention core (simulated)."""
+    """The pruned run on the whole attention core: closed form, but cycles and traffic of ``core``."""
     dense_chip: SimResult
-    """The dense one, at the on-chip width."""
+    """The dense one, at the on-chip width: closed form."""
     n_selections: int
     engine_cycles: int
     """Sum over the selections."""
@@ -223,7 +228,7 @@ def run_encoder_on_core(
     }
     engine = TopKEngine(chip.topk, rtl=rtl)
     run = _assemble(model, ids, on_chip.record, chip, engine, {}, quality)
-    return replace(run, core=core, mismatches=mismatches), on_chip.record
+    return replace(_on_core(run, core), mismatches=mismatches), on_chip.record
 
 
 def check_decoder_on_core(
@@ -275,7 +280,7 @@ def run_decoder_on_core(
         {name: text or str(new[name].tolist()) for name, text in texts.items()},
         quality,
     )
-    return replace(run, core=core, mismatches=mismatches, notes=(DENSE_PROMPT,)), on_chip.record
+    return replace(_on_core(run, core), mismatches=mismatches, notes=(DENSE_PROMPT,)), on_chip.record
 
 
 def truncated(run: PrunedRun, n_layers: int) -> PrunedRun:
@@ -292,8 +297,9 @@ def _core_run(
     sentences: Sequence[Sentence], chip: ChipConfig, config: AttentionConfig, *, rtl: bool, axi: bool
 ) -> tuple[CoreRun, tuple[str, ...]]:
     """Counters and cycles of passes one after the other; with ``rtl`` also what differs in the Verilog."""
-    one = case("text", sentences, config)
-    cycles, origin = int(one.expected_cycles["o_summary"][-1]), "cycle model"
+    one = case("text", sentences, config, memory=memory_timing(chip))
+    model_cycles = int(one.expected_cycles["o_summary"][-1])
+    cycles, origin = model_cycles, "cycle model"
     mismatches: tuple[str, ...] = ()
     axi_bytes: Mapping[str, int] = {}
     if axi:
@@ -313,6 +319,8 @@ def _core_run(
         ideal_bytes=sum(summary["ideal_bytes"] for summary in summaries),
         moved_bytes=sum(summary["moved_bytes"] for summary in summaries),
         cycles=cycles,
+        model_cycles=model_cycles,
+        memory=_memory_text(chip),
         first_array_cycles=sum(
             _first_array_cycles(layer, result, config)
             for sentence in sentences
@@ -322,6 +330,18 @@ def _core_run(
         axi_bytes=axi_bytes,
     )
     return core, mismatches
+
+
+def _memory_text(chip: ChipConfig) -> str:
+    n = chip.n_dram_channels
+    channels = f"{n} channel{'s' * (n > 1)} of {chip.dram_bytes_per_cycle} bytes a cycle"
+    return f"memory of {chip.dram_latency_cycles} cycles, {channels}"
+
+
+def _on_core(run: PrunedRun, core: CoreRun) -> PrunedRun:
+    """With the cycles of the core's model and its traffic in place of the closed form's."""
+    chip = on_core(run.chip, core.model_cycles, core.ideal_bytes, core.moved_bytes)
+    return replace(run, core=core, chip=chip)
 
 
 def _first_array_cycles(layer: LayerInput, result: LayerResult, config: AttentionConfig) -> int:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hw.config import ChipConfig
 from hw.fetch.config import ATOM_BYTES, HEAD_DIMS, PLANE_BITS
+from hw.fetch.cycles import MemoryTiming
 from hw.fetch.layout import Plane
 
 ROW_BYTES = 1024
@@ -21,6 +23,17 @@ REFRESH_INTERVAL_S = 3.9e-6
 ACHIEVABLE_BANDWIDTH = 0.91
 """Share of the peak that rows read in ascending address order reach. Estimated: an all-bank refresh of
 260 ns every 3,900 ns takes 6.7 %, row activations most of the rest."""
+
+
+def memory_timing(chip: ChipConfig) -> MemoryTiming:
+    """The chip's channels for the exact cycle model: fixed latency, full peak, no refresh.
+
+    A channel answers with one atom at a time, so one faster than an atom a cycle is no faster here.
+    """
+    return MemoryTiming(
+        latency_cycles=chip.dram_latency_cycles,
+        interval_cycles=-(-ATOM_BYTES // chip.dram_bytes_per_cycle),
+    )
 
 
 def row_bytes(bits: int, head_dim: int) -> float:

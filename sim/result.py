@@ -2,7 +2,7 @@
 """What one simulation says: a frozen object, read back strictly, with derived values as properties."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hw.config import ChipConfig
@@ -19,7 +19,11 @@ SRAM_PARTS = ("key_sram", "value_sram")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimResult:
-    """One workload on one chip. Status of every number here: simulated (closed-form model)."""
+    """One workload on one chip. Status of every number here: simulated.
+
+    Counts are those of the closed form (:mod:`sim.attention`), and so are cycles unless ``core_cycles`` holds
+    those of the core's cycle model, which equals its RTL.
+    """
 
     workload: str
     chip: str
@@ -31,6 +35,8 @@ class SimResult:
     run: CoreRun
     energy_pj: dict[str, float]
     """By part of the chip; keys: PARTS."""
+    core_cycles: int | None = None
+    """Of :func:`hw.attention.cycles.replay`, with a memory of fixed latency; None where it has not run."""
 
     def __post_init__(self) -> None:
         reject_negative(self)
@@ -45,14 +51,20 @@ class SimResult:
             "run.counts.dram_ideal_bytes": self.run.counts.dram_ideal_bytes,
             "run.counts.dram_bytes": self.run.counts.dram_bytes,
             "energy_pj": self.total_energy_pj,
+            "core_cycles": self.cycles,
         }
         for name, value in measures.items():
             if value == 0:
                 raise ValueError(f"{name} must be positive, not 0")
 
     @property
+    def cycles(self) -> float:
+        """Those of the core's cycle model where it has run, else those of the closed form."""
+        return self.run.total_cycles if self.core_cycles is None else self.core_cycles
+
+    @property
     def latency_s(self) -> float:
-        return self.run.total_cycles / self.clock_hz
+        return self.cycles / self.clock_hz
 
     @property
     def flops_per_s(self) -> float:
@@ -99,6 +111,22 @@ def simulate(workload: Workload, chip: ChipConfig, timing: CoreTiming | None = N
         peak_bytes_per_s=chip.peak_bytes_per_cycle * chip.clock_hz,
         run=run,
         energy_pj=energy_pj(run.counts),
+    )
+
+
+def on_core(
+    result: SimResult, cycles: int, dram_ideal_bytes: int | None = None, dram_bytes: int | None = None
+) -> SimResult:
+    """The same workload with the cycles of the core's cycle model, and its traffic where that is counted."""
+    counts = result.run.counts
+    counts = replace(
+        counts,
+        dram_ideal_bytes=counts.dram_ideal_bytes if dram_ideal_bytes is None else float(dram_ideal_bytes),
+        dram_bytes=counts.dram_bytes if dram_bytes is None else float(dram_bytes),
+        dram_refreshes=counts.dram_refreshes * cycles / result.run.total_cycles,
+    )
+    return replace(
+        result, core_cycles=cycles, run=replace(result.run, counts=counts), energy_pj=energy_pj(counts)
     )
 
 

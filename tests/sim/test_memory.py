@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from sim.memory import lone_row_atoms, row_bytes, rows_activated, shared_row_atoms
+from hw.config import preset
+from sim.memory import lone_row_atoms, memory_timing, row_bytes, rows_activated, shared_row_atoms
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,10 @@ def test_rows_opened_between_a_single_one_and_the_whole_plane():
 
 def test_a_plane_of_no_bits_opens_nothing():
     assert rows_activated(np.array([0.0]), np.array([1.0])).tolist() == [0]
+
+
+@pytest.mark.parametrize(("name", "interval_cycles"), [("paper", 1), ("tiny", 4)])
+def test_a_channel_answers_at_the_peak_of_the_preset(name, interval_cycles):
+    """32 and 8 bytes a cycle."""
+    timing = memory_timing(preset(name))
+    assert (timing.latency_cycles, timing.interval_cycles) == (45, interval_cycles)

@@ -11,7 +11,7 @@ from benchmarks.tasks import select
 from hw.config import preset
 from sim.energy import PARTS
 from sim.records import decode, digest
-from sim.result import BenchmarkResult, DenseTraffic
+from sim.result import BenchmarkResult, DenseTraffic, on_core
 
 RESULT = run_one(select("bert-base-cola")[0], preset("paper"), collect_provenance("test"))
 
@@ -37,6 +37,19 @@ def test_derived_values():
     )
     assert RESULT.speedup("xeon", "nothing of the kind") is None
     assert RESULT.dram_reduction_fp32 / RESULT.dram_reduction_onchip == pytest.approx(32 / 12)
+
+
+def test_cycles_of_the_core_take_the_place_of_the_closed_forms():
+    before = RESULT.pruned
+    run = on_core(before, 5000, dram_ideal_bytes=1000, dram_bytes=1024)
+    assert (run.cycles, run.latency_s) == (5000, pytest.approx(5e-6))
+    counts = run.run.counts
+    assert (counts.dram_ideal_bytes, counts.dram_bytes) == (1000, 1024)
+    refreshes_per_cycle = before.run.counts.dram_refreshes / before.cycles
+    assert counts.dram_refreshes / run.cycles == pytest.approx(refreshes_per_cycle)
+    assert run.energy_pj["dram"] < before.energy_pj["dram"]
+    assert run.energy_pj["topk"] == before.energy_pj["topk"]
+    assert on_core(before, 5000).run.counts.dram_bytes == before.run.counts.dram_bytes
 
 
 NOT_NEGATIVE = "must be a finite number of at least 0, not"
