@@ -51,6 +51,7 @@ SENTENCES: dict[str, tuple[Shape, Options, MemoryTiming]] = {
         replace(_PROGRESSIVE, **_PRUNED),
         MEMORY,
     ),
+    "96 tokens, streamed, 8 bits": (Shape(96, 2, 32, 1), replace(_STATIC, streamed=1.0), MEMORY),
 }
 """Random encoder sentences: shape (tokens, heads, dimension of a head, layers), pruning, memory."""
 
@@ -59,6 +60,10 @@ GENERATIONS: dict[str, tuple[Shape, Options]] = {
     "prompt of 16, 3 new tokens, pruned, 6+4 bits, paired heads": (
         Shape(16, 4, 32, 2),
         replace(_PROGRESSIVE, **_PRUNED, group_size=2, protect_last=True),
+    ),
+    "prompt of 16, 3 new tokens, pruned, 6+4 bits, streamed": (
+        Shape(16, 4, 32, 2),
+        replace(_PROGRESSIVE, **_PRUNED, protect_last=True, streamed=1.0),
     ),
 }
 """Random causal prompts, and passes of one new token after them."""
@@ -117,7 +122,11 @@ def check(block_names: Sequence[str], chips: Sequence[ChipConfig]) -> None:
         if CORE in block_names:
             for shape, options, _ in SENTENCES.values():
                 attention_config(chip).check_run(
-                    shape.n_tokens, shape.n_heads, shape.head_dim, progressive=options.progressive
+                    shape.n_tokens,
+                    shape.n_heads,
+                    shape.head_dim,
+                    progressive=options.progressive,
+                    streamed=options.streamed > 0,
                 )
 
 

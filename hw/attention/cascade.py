@@ -49,7 +49,8 @@ class Cascade(wiring.Component):
     after them tokens, are selected by the scores accumulated so far. Where everything stays, the selection
     keeps all: the lists leave for every layer. A list of tokens that is given goes through a selection first.
     Where heads have one row each (Rows.ONE), they are not selected and their importance is forgotten: their
-    magnitudes come in another order, and generation keeps the heads that the prompt chose.
+    magnitudes come in another order, and generation keeps the heads that the prompt chose. Where sums are
+    wanted (Rows.SUM), nothing is selected: no list leaves.
 
     Members
     -------
@@ -60,8 +61,12 @@ class Cascade(wiring.Component):
         list of ``i_tokens``, of the same length
     layer : the layer at hand
     n_tokens : tokens that are still there
-    one, causal : the kind of rows
-    i_list, o_list : reads of the list of tokens, see :class:`KeptList`
+    one, causal, sums, streamed : the kind of rows; ``sums``: nothing but sums over heads is wanted
+    n_heads : heads that are still there
+    summed : a pulse: all sums of the layer have left
+    i_list, o_list, look, looks, looked : reads of the list of tokens, see :class:`KeptList`
+    key_head, key_entry, value_head, value_entry : a head's number, and in the next cycle what ``i_head`` said
+        of it; twice
     o_head : stream of :func:`hw.attention.shapes.numbered_head_layout`; heads of one group, those left of it,
         follow one another
     i_probability : stream of packed 12-bit probabilities, dense rows
@@ -88,8 +93,19 @@ class Cascade(wiring.Component):
                 "n_tokens": Out(config.count_bits),
                 "one": Out(1),
                 "causal": Out(1),
+                "sums": Out(1),
+                "streamed": Out(1),
+                "n_heads": Out(HEAD_BITS + 1),
+                "summed": In(1),
                 "i_list": In(stream.Signature(read_layout(config.n_max, config.lanes))),
                 "o_list": Out(ids),
+                "look": In(range(config.n_max // config.lanes)),
+                "looks": In(1),
+                "looked": Out(ids_layout(config).members["data"]),
+                "key_head": In(HEAD_BITS),
+                "key_entry": Out(head_layout(config)),
+                "value_head": In(HEAD_BITS),
+                "value_entry": Out(head_layout(config)),
                 "o_head": Out(stream.Signature(numbered_head_layout(config))),
                 "i_probability": In(stream.Signature(packed_layout(token.value_bits, token.lanes))),
                 "i_magnitude": In(stream.Signature(config.pv.magnitude_bits)),
@@ -111,7 +127,10 @@ class Cascade(wiring.Component):
         selecting, of_tokens = Signal(), Signal()
         m.d.comb += [
             self.n_tokens.eq(tokens.list.n),
-            self.one.eq(self.layer.rows == Rows.ONE),
+            self.one.eq((self.layer.rows == Rows.ONE) | self.sums),
+            self.sums.eq(self.layer.rows == Rows.SUM),
+            self.streamed.eq(self.layer.streamed | self.sums),
+            self.n_heads.eq(heads.list.n),
             self.causal.eq(self.layer.rows == Rows.CAUSAL),
         ]
         connect(m, self.i_probability, tokens.importance.i)
@@ -157,6 +176,9 @@ class Cascade(wiring.Component):
             return settled.all()
 
         m.d.comb += [
+            tokens.list.look.eq(self.look),
+            tokens.list.looks.eq(self.looks),
+            self.looked.eq(tokens.list.looked),
             tokens.list.i_fill.payload.eq(layer.n_tokens),
             heads.list.i_fill.payload.eq(layer.n_heads),
             n_rows.eq(Mux(self.one, 1, tokens.list.n)),
@@ -216,6 +238,11 @@ class Cascade(wiring.Component):
             with m.State("HEADS"):
                 with m.If(send(heads.list.i_read)):
                     m.next = "ROWS"
+                    with m.If(self.sums):
+                        m.next = "SUMS"
+            with m.State("SUMS"):
+                with m.If(self.summed):
+                    m.next = "SUMMARY"
             with m.State("ROWS"):
                 command(Op.ADD)
                 with m.If(send(*(side.command for side in both))):
@@ -299,6 +326,9 @@ class Cascade(wiring.Component):
         with m.If(taken):
             m.d.sync += place.eq(Mux(place == self.layer.n_heads - 1, 0, place + 1))
 
+        for address, entry in ((self.key_head, self.key_entry), (self.value_head, self.value_entry)):
+            look = table.read_port()
+            m.d.comb += [look.en.eq(1), look.addr.eq(address), Value.cast(entry).eq(look.data)]
         read, read_group = table.read_port(), groups.read_port(domain="comb")
         number, out = regroup.o, self.o_head
         held, starts_layer, group = Signal(), Signal(init=1), Signal(HEAD_BITS, reset_less=True)
@@ -334,6 +364,7 @@ class Cascade(wiring.Component):
     def _lists(self, m: Module, tokens: _Side, heads: _Side, selector, selecting, of_tokens) -> None:
         """A list is read for the selection, or else by its users."""
         lines = tokens.list
+        m.d.comb += [side.list.i_read.payload.n.eq(side.list.n) for side in (tokens, heads)]
         with m.If(~selecting):
             connect(m, self.i_list, lines.i_read)
             connect(m, lines.o, self.o_list)

@@ -17,11 +17,13 @@ HEAD_BITS = (MAX_HEADS - 1).bit_length()
 RING_CHUNKS = 4
 """Query rows are fetched by chunks of one line of the kept list; so many chunks have a place on the chip."""
 HALVES = 2
-"""Regions of a buffer of keys or values, each with those of one group of heads."""
+"""Parts of a buffer of keys or values, each with those of one group of heads, unless they are streamed."""
 ROW_QUEUE = 8
 """Finished rows that may wait for the value selection, for the second array, and for their output."""
 HEADS_AHEAD = 3
 """Heads that may wait in front of each loader, and of the source of rows."""
+JOBS_AHEAD = 4
+"""Rows of a streamed layer whose keys, or values, may wait to be asked for."""
 TRAFFIC_BITS = 40
 """Width of a layer's byte counters."""
 COUNT_BITS = 32
@@ -51,6 +53,7 @@ class AttentionConfig:
         for name, value, expected in (
             ("fetch.lines", self.fetch.lines.line_elements, self.qk.n_multipliers),
             ("pv.n_multipliers", self.pv.n_multipliers, self.qk.n_multipliers),
+            ("pv.n_regions", self.pv.n_regions, self.qk.n_regions),
             ("pv.lanes", self.pv.lanes, lanes),
             ("selector.lanes", self.selector.lanes, lanes),
             ("selector.in_lanes", self.selector.in_lanes, lanes),
@@ -65,6 +68,8 @@ class AttentionConfig:
         ):
             if value != expected:
                 raise ValueError(f"{name} must be {expected} in this core, not {value}")
+        if self.tile_keys(self.qk.max_head_dim) < lanes:
+            raise ValueError(f"a region of the buffers must hold at least {lanes} keys")
         if self.ring_rows < self.confidence.window + 2 * lanes:
             raise ValueError(
                 f"window must be at most {self.ring_rows - 2 * lanes}, not {self.confidence.window}"
@@ -105,6 +110,20 @@ class AttentionConfig:
         """Width of a row's number in the query ring, bits: rows are counted modulo twice the ring."""
         return self.ring_rows.bit_length()
 
+    def tile_keys(self, head_dim: int) -> int:
+        """Keys, or values, of a region of the buffer: so many are streamed together. A multiple of P."""
+        return self.qk.buffer.region_lines * self.qk.buffer.vectors_per_line(head_dim)
+
+    @property
+    def sum_bits(self) -> int:
+        """Width of a score summed over all heads, bits, signed: MAX_HEADS is 2^HEAD_BITS."""
+        return self.qk.sum_bits + HEAD_BITS
+
+    @property
+    def pairs_beats(self) -> int:
+        """Beats of kept probabilities that may wait for their values: those of the longest row."""
+        return self.n_max // self.lanes + 1
+
     @property
     def scores_regroup(self) -> RegroupConfig:
         """From the first array's scores to the softmax's lanes."""
@@ -120,8 +139,17 @@ class AttentionConfig:
         """From a line of the list of heads to one head after another."""
         return RegroupConfig(element_bits=HEAD_BITS, lanes_in=self.lanes, lanes_out=1)
 
-    def check_run(self, n_tokens: int, n_heads: int, head_dim: int, *, progressive: bool) -> None:
-        """ValueError where a sentence does not fit: its length, its heads, its keys in half a buffer."""
+    def fitting_tokens(self, head_dim: int, *, progressive: bool) -> int:
+        """Tokens whose keys, both planes of them where ``progressive``, fit in half of the buffer."""
+        return self.qk.buffer.vectors_per_line(head_dim) * (self.qk.n_lines // (1 + progressive))
+
+    def check_run(
+        self, n_tokens: int, n_heads: int, head_dim: int, *, progressive: bool, streamed: bool = False
+    ) -> None:
+        """ValueError where a sentence does not fit: its length, its heads, its keys in half a buffer.
+
+        Keys that are streamed need no place.
+        """
         if not 1 <= n_tokens <= self.n_max:
             raise ValueError(f"n_tokens must be in 1..{self.n_max}, not {n_tokens}")
         most_heads = self.head_importance.n_max
@@ -129,12 +157,12 @@ class AttentionConfig:
             raise ValueError(f"n_heads must be in 1..{most_heads}, not {n_heads}")
         if head_dim not in self.qk.head_dims:
             raise ValueError(f"head_dim must be one of {self.qk.head_dims}, not {head_dim}")
-        fitting = self.qk.buffer.vectors_per_line(head_dim) * (self.qk.n_lines // (1 + progressive))
-        if n_tokens > fitting:
+        fitting = self.fitting_tokens(head_dim, progressive=progressive)
+        if n_tokens > fitting and not streamed:
             planes = "both planes of their keys" if progressive else "their keys"
             raise ValueError(
                 f"n_tokens must be at most {fitting} at head_dim {head_dim}, so that {planes} fit in half "
-                f"of the buffer, not {n_tokens}"
+                f"of the buffer, not {n_tokens}, unless they are streamed"
             )
 
 

@@ -23,9 +23,9 @@ from .replay.sentence import LayerTrace, layers_of
 
 __all__ = ["AttentionTiming", "LayerTrace", "replay"]
 
-MAX_QUIET_CYCLES = 100_000
-"""More than the longest time between two output beats with any real memory: queries, keys and values of 1,024
-tokens, 6 atoms each, come through one channel in below 20,000 cycles."""
+MAX_QUIET_CYCLES = 1_000_000
+"""More than the longest time between two output beats with any real memory: a matrix of 1,024 x 4,096 12-bit
+weights comes through one channel of 8 bytes a cycle in 786,432."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +39,7 @@ class AttentionTiming:
     o_heads: np.ndarray
     o_summary: np.ndarray
     """One beat a layer: its end."""
+    o_sums: np.ndarray
 
     @property
     def by_stream(self) -> dict[str, np.ndarray]:
@@ -90,4 +91,5 @@ def replay(traces: Sequence[LayerTrace], config: AttentionConfig, memory: Memory
         o_tokens=np.array(tokens.kept_stamps),
         o_heads=np.array(heads.kept_stamps),
         o_summary=np.array(core.cascade.summary_stamps),
+        o_sums=np.array(core.sums.stamps),
     )

@@ -71,8 +71,8 @@ class LayerResult:
     order: list[FinishedRow]
     """All h r rows in the order in which they leave: heads ascending; otherwise the order of
     :func:`hw.confidence.golden.entries` over all rows of the layer. The last row of a head is flushed; where
-    heads have one row, that of the layer, and of each group if the window is wider than the buffers' halves
-    are many."""
+    heads have one row, that of the layer, and of each group if keys are not streamed and the window is wider
+    than the buffers' halves are many."""
     outputs: Tensor
     """int64[h, r, D], ``pv.element_bits`` signed; unit: that of V times 2^(out_shift - 12)."""
     used_lsb: Tensor
@@ -92,6 +92,8 @@ class LayerResult:
     """int64[k], positions kept for the next layer, ascending."""
     next_heads: Tensor
     """int64[k], heads kept, ascending."""
+    sums: Tensor | None = None
+    """int64[n] with rows "sum", where nothing else is computed: scores summed over the heads present."""
 
 
 class AttentionGolden:
@@ -184,7 +186,9 @@ class AttentionGolden:
             _check_ids("heads", self.heads, self.n_heads)
             self._head_scores.clear()
         present = [layer.heads[head] for head in self.heads.tolist()]
-        query_rows = torch.zeros(1, dtype=torch.int64) if layer.rows == "one" else self.tokens
+        query_rows = torch.zeros(1, dtype=torch.int64) if layer.rows in ("one", "sum") else self.tokens
+        if layer.rows == "sum":
+            return self._sums(present)
         q, k, v = (
             torch.stack([getattr(head, name)[rows] for head in present])
             for name, rows in (("q", query_rows), ("k", self.tokens), ("v", self.tokens))
@@ -218,6 +222,30 @@ class AttentionGolden:
             next_heads=self.heads,
         )
 
+    def _sums(self, heads: Sequence[HeadInput]) -> LayerResult:
+        """Scores over all heads together, exact: ``AttentionConfig.sum_bits`` holds them."""
+        q, k = (torch.stack([getattr(head, name) for head in heads]) for name in ("q", "k"))
+        q, k = q[:, :1], k[:, self.tokens]
+        _check_elements(q, k, k, progressive=False, config=self.config)
+        self.n_layers += 1
+        n_heads, n = len(heads), len(self.tokens)
+        none = torch.zeros(n_heads, 0, dtype=torch.int64)
+        return LayerResult(
+            tokens=self.tokens,
+            heads=self.heads,
+            order=[],
+            outputs=none[..., None],
+            used_lsb=none.bool(),
+            probabilities=none[..., None].expand(n_heads, 0, n),
+            kept_values=none[..., None].expand(n_heads, 0, n).bool(),
+            magnitudes=none,
+            token_importance=none[0],
+            head_importance=none[0],
+            next_tokens=self.tokens,
+            next_heads=self.heads,
+            sums=_product(q, k.mT).sum(dim=0)[0],
+        )
+
     def _check(self, layer: LayerInput) -> None:
         if self.n_layers == MAX_LAYERS:
             raise ValueError(f"a pass must have at most {MAX_LAYERS} layers, as the importances are wide")
@@ -242,7 +270,9 @@ class AttentionGolden:
         head_dim = layer.heads[0].q.shape[-1]
         if head_dim not in self.config.qk.head_dims:
             raise ValueError(f"head_dim must be one of {self.config.qk.head_dims}, not {head_dim}")
-        n_rows = {"q": 1 if layer.rows == "one" else self.n_tokens, "k": self.n_tokens, "v": self.n_tokens}
+        n_rows = {"q": 1 if layer.rows in ("one", "sum") else self.n_tokens, "k": self.n_tokens}
+        if layer.rows != "sum":
+            n_rows["v"] = self.n_tokens
         for number, head in enumerate(layer.heads):
             for name, n in n_rows.items():
                 value = getattr(head, name)
@@ -291,7 +321,7 @@ def check_shared(layer: LayerInput) -> None:
     for number in range(1, len(groups)):
         if groups[number] != groups[number - 1]:
             continue
-        for name in ("k", "v"):
+        for name in ("k",) if layer.rows == "sum" else ("k", "v"):
             mine, before = (getattr(layer.heads[place], name) for place in (number, number - 1))
             if mine is not before and not bool((mine == before).all()):
                 raise ValueError(f"{name} of heads {number - 1} and {number} must be equal: they share it")
@@ -397,7 +427,7 @@ def _order(used_lsb: Tensor, layer: LayerInput, heads: Tensor, config: Attention
     n_rows = used_lsb.shape[1]
     groups = [layer.head_groups[head] for head in heads.tolist()]
     ends_group = [group != after for group, after in zip(groups, [*groups[1:], None], strict=True)]
-    locks = config.confidence.window > HALVES
+    locks = config.confidence.window > HALVES and not layer.streamed
     flushes = [
         layer.rows != "one" or place == len(groups) - 1 or (locks and ends)
         for place, ends in enumerate(ends_group)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 Integers = Any
 """int64 array, numpy or torch."""
 
-Rows = Literal["all", "causal", "one"]
+Rows = Literal["all", "causal", "one", "sum"]
 """Queries of a head, and the keys that they see: every token present, all keys; every token present, the keys
-up to its own; one query, all keys (generation)."""
+up to its own; one query, all keys (generation); likewise, and only the scores are wanted, added up over the
+heads: parts of a matrix-vector product."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +25,7 @@ class HeadInput:
     """int64[N, D]; progressive: 16 msb + lsb with 0 <= lsb < 16, else the MSB plane itself; the MSB plane has
     12 bits signed at most."""
     v: Integers
-    """int64[N, D], 12 bits signed at most (``pv.element_bits``)."""
+    """int64[N, D], 12 bits signed at most (``pv.element_bits``); unused with rows "sum"."""
     msb_scale: tuple[int, int]
     """Multiplier and shift (:func:`hw.softmax.config.row_scale`) of the value of one unit of an MSB score:
     q's step times k's step / sqrt(D), 16 times that when progressive."""
@@ -57,6 +58,9 @@ class LayerInput:
     rows: Rows = "all"
     protect_last: bool = False
     """The last token of the list stays in every selection: the newest one predicts the next."""
+    streamed: bool = False
+    """Each row reads its keys, and the values that it keeps, from memory anew; otherwise a group's rows share
+    them in half of the buffers, where they must have a place."""
     groups: Sequence[int] | None = None
     """Of each head, the number of the K and V that it reads: ascending from 0 without gaps, as heads of one
     group are neighbours. None: each head has its own."""

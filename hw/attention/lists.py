@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The list of the tokens, or heads, that are still there."""
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,11 +9,11 @@ from hw.stream.rtl import packed_layout
 
 
 def read_layout(n_max: int, lanes: int) -> data.StructLayout:
-    """Payload of a read of a list: the ``line`` alone if ``is_chunk``, or else the whole list.
+    """Payload of a read of a list: ``n`` numbers (at least 1) from ``line`` on.
 
-    ``is_zero``, only with ``is_chunk`` and line 0: the list {0} in its place.
+    ``counts``: from a list 0, 1, 2 .. in its place.
     """
-    return data.StructLayout({"line": range(n_max // lanes), "is_chunk": 1, "is_zero": 1})
+    return data.StructLayout({"line": range(n_max // lanes), "n": n_max.bit_length(), "counts": 1})
 
 
 class KeptList(wiring.Component):
@@ -28,7 +28,8 @@ class KeptList(wiring.Component):
     -------
     i_fill : stream of n, 1..n_max
     i : stream of :func:`hw.stream.rtl.packed_layout`; the new list, dense, of at least one number
-    i_read : stream of :func:`read_layout`
+    i_read : stream of :func:`read_layout`; n is counted then: what is read may be replaced behind it
+    look, looks, looked : a line's number, whether it is read, and from the next cycle on its numbers
     o : stream of :func:`hw.stream.rtl.packed_layout`; dense, zeros at and above ``count``
     n : numbers in the list
     """
@@ -43,6 +44,9 @@ class KeptList(wiring.Component):
                 "i": In(beats),
                 "i_read": In(stream.Signature(read_layout(n_max, lanes))),
                 "o": Out(beats),
+                "look": In(range(self.max_lines)),
+                "looks": In(1),
+                "looked": Out(data.ArrayLayout(unsigned(id_bits), lanes)),
                 "n": Out(n_max.bit_length()),
             }
         )
@@ -54,6 +58,8 @@ class KeptList(wiring.Component):
         )
         self._write(m, lines.write_port())
         self._read(m, lines.read_port())
+        look = lines.read_port()
+        m.d.comb += [look.addr.eq(self.look), look.en.eq(self.looks), Value.cast(self.looked).eq(look.data)]
         return m
 
     def _write(self, m: Module, port) -> None:
@@ -83,14 +89,13 @@ class KeptList(wiring.Component):
                 m.d.sync += [self.n.eq(n_written + self.i.payload.count), n_written.eq(0), line.eq(0)]
 
     def _read(self, m: Module, port) -> None:
-        active, is_chunk, is_zero = Signal(), Signal(), Signal()
+        active, counts = Signal(), Signal()
         line = Signal(range(self.max_lines))
-        n_read, left = Signal.like(self.n), Signal.like(self.n)
-        """Length of the list when its reading began: its end may be read after the new list is complete."""
+        left = Signal.like(self.n)
+        """Numbers still to be read."""
         ends, flow, step = Signal(), Signal(), Signal()
         m.d.comb += [
-            left.eq(n_read - line * self.lanes),
-            ends.eq(is_chunk | (left <= self.lanes)),
+            ends.eq(left <= self.lanes),
             flow.eq(~self.o.valid | self.o.ready),
             step.eq(active & flow),
             self.i_read.ready.eq(~active | (step & ends)),
@@ -98,27 +103,26 @@ class KeptList(wiring.Component):
             port.en.eq(step),
         ]
         with m.If(step):
-            m.d.sync += line.eq(line + 1)
+            m.d.sync += [line.eq(line + 1), left.eq(left - self.lanes)]
         with m.If(self.i_read.ready):
             request = self.i_read.payload
             m.d.sync += [
                 active.eq(self.i_read.valid),
-                is_chunk.eq(request.is_chunk),
-                is_zero.eq(request.is_zero),
-                line.eq(Mux(request.is_chunk, request.line, 0)),
-                n_read.eq(Mux(request.is_zero, 1, self.n)),
+                counts.eq(request.counts),
+                line.eq(request.line),
+                left.eq(request.n),
             ]
         count = Signal(range(self.lanes + 1))
-        zero = Signal()
+        counted, counted_line = Signal(), Signal.like(line)
         with m.If(flow):
             m.d.sync += [
                 self.o.valid.eq(active),
                 self.o.payload.last.eq(ends),
                 count.eq(Mux(left < self.lanes, left, self.lanes)),
-                zero.eq(is_zero),
+                counted.eq(counts),
+                counted_line.eq(line),
             ]
         m.d.comb += self.o.payload.count.eq(count)
         for lane in range(self.lanes):
-            m.d.comb += self.o.payload.data[lane].eq(
-                Mux((lane < count) & ~zero, port.data.word_select(lane, self.id_bits), 0)
-            )
+            number = Mux(counted, counted_line * self.lanes + lane, port.data.word_select(lane, self.id_bits))
+            m.d.comb += self.o.payload.data[lane].eq(Mux(lane < count, number, 0))

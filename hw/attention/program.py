@@ -148,8 +148,16 @@ def _check_pass(one: Pass, config: AttentionConfig) -> None:
     """ValueError where it does not fit the core."""
     if one.n_positions > config.n_max:
         raise ValueError(f"n_positions must be at most {config.n_max}, not {one.n_positions}")
-    progressive = any(layer.progressive for layer in one.layers)
-    config.check_run(one.n_tokens, len(one.layers[0].heads), one.head_dim, progressive=progressive)
+    n_present = one.n_tokens
+    for layer in one.layers:
+        config.check_run(
+            n_present,
+            len(layer.heads),
+            one.head_dim,
+            progressive=layer.progressive,
+            streamed=layer.streamed or layer.rows == "sum",
+        )
+        n_present = min(n_present, layer.n_tokens_next)
 
 
 def _longest(passes: Sequence[Pass]) -> list[Pass]:
@@ -166,8 +174,8 @@ def _longest(passes: Sequence[Pass]) -> list[Pass]:
 def planes_of(passes: Sequence[Pass], first_atom: int = 0) -> list[list[Planes]]:
     """Where the planes of each pass and layer lie: one behind the other, in the order of passes and layers.
 
-    A layer's planes come as q, v, k, lsb. A sequence's first pass makes room for K and V of all positions of
-    the longest one; its later passes add their q.
+    A layer's planes come as q, v, k, lsb; those that it needs. A sequence's first pass makes room for K and V
+    of all positions of the longest one; its later passes add their q.
     """
     shared: dict[tuple[int, int], Planes] = {}
     placed: list[list[Planes]] = []
@@ -183,6 +191,9 @@ def planes_of(passes: Sequence[Pass], first_atom: int = 0) -> list[list[Planes]]
                 "v": (n_groups, longest.n_positions, one.bits.v),
                 "k": (n_groups, longest.n_positions, one.bits.k),
             }
+            if layer.rows == "sum":  # the queries are rows of one plane, and nothing is weighted
+                shapes["q"] = (1, n_heads, one.bits.q)
+                del shapes["v"]
             if layer.progressive:
                 shapes["lsb"] = (n_groups, longest.n_positions, LSB_BITS)
             for name, (n, n_tokens, width) in shapes.items():
@@ -207,7 +218,8 @@ def planes_of(passes: Sequence[Pass], first_atom: int = 0) -> list[list[Planes]]
 def _values(layer: LayerInput, name: str) -> np.ndarray:
     """Of a plane: int64[heads or groups, tokens, D]."""
     if name == "q":
-        return np.stack([np.asarray(head.q) for head in layer.heads])
+        queries = np.stack([np.asarray(head.q) for head in layer.heads])
+        return queries.swapaxes(0, 1) if layer.rows == "sum" else queries
     groups = layer.head_groups
     firsts = [layer.heads[groups.index(group)] for group in range(groups[-1] + 1)]
     if name == "v":
@@ -220,7 +232,7 @@ def _values(layer: LayerInput, name: str) -> np.ndarray:
 
 GO_ON, FILL, GIVEN = range(3)
 """Where a list comes from: the layer before, all there are, from outside (``Source`` of the RTL)."""
-ROWS = {"all": 0, "causal": 1, "one": 2}
+ROWS = {"all": 0, "causal": 1, "one": 2, "sum": 3}
 """``Rows`` of the RTL."""
 
 
@@ -248,6 +260,7 @@ def _layer_row(one: Pass, number: int, config: AttentionConfig) -> tuple[int, ..
         ROWS[layer.rows],
         layer.protect_last,
         one.given is not None and one.given.halve,
+        layer.streamed,
     )
 
 
@@ -255,19 +268,25 @@ def _layer_bits(config: AttentionConfig) -> tuple[int, ...]:
     """Widths of :func:`hw.attention.shapes.layer_layout`."""
     count, heads = config.count_bits, HEAD_BITS + 1
     shifts = (config.token_importance.shift_bits, config.head_importance.shift_bits)
-    return (2, 2, count, heads, 2, 4, 4, 4, 1, 12, count, 3, count, heads, *shifts, 2, 1, 1)
+    return (2, 2, count, heads, 2, 4, 4, 4, 1, 12, count, 3, count, heads, *shifts, 2, 1, 1, 1)
+
+
+def place_in_plane(layer: LayerInput, name: str, head: int) -> int:
+    """Of a head in the plane of queries, keys, LSBs or values."""
+    if name != "q":
+        return layer.head_groups[head]
+    return 0 if layer.rows == "sum" else head
 
 
 def _head_row(layer: LayerInput, head: int, planes: Planes) -> tuple[int, ...]:
-    group = layer.head_groups[head]
     row: list[int] = []
     for name in ("q", "k", "lsb", "v"):
         if name in planes:
-            request = planes[name].request(head if name == "q" else group, 1)
+            request = planes[name].request(place_in_plane(layer, name, head), 1)
             row += [request.base_atom, request.record_heads, request.head]
         else:
             row += [0, 0, 0]
-    return (*row, *layer.heads[head].msb_scale, *layer.heads[head].lsb_scale, group)
+    return (*row, *layer.heads[head].msb_scale, *layer.heads[head].lsb_scale, layer.head_groups[head])
 
 
 def _head_bits(config: AttentionConfig) -> tuple[int, ...]:

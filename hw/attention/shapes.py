@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Payloads of the attention core's streams."""
 
-from amaranth import signed
+from amaranth import Mux, Value, signed
 from amaranth.lib import data, enum
 
 from hw.pv.config import PROBABILITY_BITS
 from hw.pv.config import SHIFT_BITS as OUT_SHIFT_BITS
+from hw.pv.rtl import row_layout
 from hw.softmax.config import MULTIPLIER_BITS, SHIFT_BITS
 from hw.stream.rtl import packed_layout
 
@@ -32,6 +33,9 @@ class Rows(enum.Enum, shape=2):  # type: ignore[call-arg]
     """Every token present, the keys up to its own."""
     ONE = 2
     """The row at position 0 of the query plane, all keys: generation."""
+    SUM = 3
+    """A matrix times a vector, whose parts the heads are: one query a head, and only the scores are wanted,
+    added up over the heads. The queries are rows of one plane. Always streamed; no head may be missing."""
 
 
 def layer_layout(config: AttentionConfig) -> data.StructLayout:
@@ -41,7 +45,8 @@ def layer_layout(config: AttentionConfig) -> data.StructLayout:
     stay (GIVEN), ``n_heads`` how many heads the model has: so many beats of ``i_head`` follow. ``dim`` is
     log2(D / 32). ``n_values``, ``n_tokens_next`` and ``n_heads_next`` above what there is keep everything.
     ``out_shift`` 0..7 stands for 8..15. ``protect_last``: the list's last token stays in every selection.
-    ``halve``: given importance counts half.
+    ``halve``: given importance counts half. ``streamed``: each row reads its keys, and the values that it
+    keeps, from memory anew.
     """
     return data.StructLayout(
         {
@@ -64,6 +69,7 @@ def layer_layout(config: AttentionConfig) -> data.StructLayout:
             "rows": Rows,
             "protect_last": 1,
             "halve": 1,
+            "streamed": 1,
         }
     )
 
@@ -134,6 +140,16 @@ def elements_layout(config: AttentionConfig) -> data.StructLayout:
     return packed_layout(config.token_importance.element_bits, config.lanes)
 
 
+def sums_layout(config: AttentionConfig) -> data.StructLayout:
+    """Payload of ``o_sums``: signed sums over the heads, a packed beat."""
+    return packed_layout(config.sum_bits, config.confidence.lanes)
+
+
+def region_of(half: Value, config: AttentionConfig) -> Value:
+    """The region of the buffers in which a half begins."""
+    return Mux(half, config.qk.n_regions // 2, 0)
+
+
 def summary_layout() -> data.StructLayout:
     """Payload of ``o_summary``, one beat a layer: bytes wanted, bytes of the atoms moved, rows with LSBs."""
     return data.StructLayout(
@@ -144,6 +160,21 @@ def summary_layout() -> data.StructLayout:
             "n_recomputed": COUNT_BITS,
         }
     )
+
+
+def key_job_layout(config: AttentionConfig) -> data.StructLayout:
+    """The keys that a row needs of a streamed layer: ``n`` of them, in the MSB or the LSB plane of a head."""
+    return data.StructLayout({"head": HEAD_BITS, "lsb": 1, "n": config.count_bits})
+
+
+def value_job_layout(config: AttentionConfig) -> data.StructLayout:
+    """The values that a row keeps of a streamed layer: ``n`` of them, of a head."""
+    return data.StructLayout({"head": HEAD_BITS, "n": config.count_bits})
+
+
+def weighted_layout(config: AttentionConfig) -> data.StructLayout:
+    """A row for the second array, and how many values it keeps."""
+    return data.StructLayout({"row": row_layout(config.pv), "n": config.count_bits})
 
 
 def tag_layout(config: AttentionConfig) -> data.StructLayout:

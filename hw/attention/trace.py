@@ -8,7 +8,7 @@ import numpy as np
 
 from .cycles import LayerTrace
 from .golden import Eviction, LayerResult
-from .program import Pass, Planes, planes_of
+from .program import Pass, Planes, place_in_plane, planes_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,11 +42,12 @@ def _trace(one: Sentence, number: int, planes: Planes) -> LayerTrace:
         n_model_heads=len(layer.heads),
         tokens=result.tokens.numpy(),
         planes=[
-            {name: plane.request(head if name == "q" else group, 1) for name, plane in planes.items()}
-            for head, group in zip(heads, groups, strict=True)
+            {name: plane.request(place_in_plane(layer, name, head), 1) for name, plane in planes.items()}
+            for head in heads
         ],
         groups=groups,
         rows=layer.rows,
+        streamed=layer.streamed or layer.rows == "sum",
         head_dim=one.head_dim,
         progressive=layer.progressive,
         used_lsb=result.used_lsb.numpy(),

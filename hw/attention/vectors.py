@@ -20,7 +20,8 @@ from .config import COUNT_BITS, HEAD_BITS, TRAFFIC_BITS, AttentionConfig
 from .cycles import replay
 from .golden import AttentionGolden, LayerResult
 from .layers import GivenTokens, HeadInput, LayerInput, Rows
-from .program import Pass, PlaneBits, Planes, changed_heads, id_beats, planes_of, programs
+from .matrix import matrix_pass, most_parts
+from .program import Pass, PlaneBits, Planes, changed_heads, id_beats, place_in_plane, planes_of, programs
 from .trace import Sentence, traces
 
 MEMORY = MemoryTiming(latency_cycles=20)
@@ -57,6 +58,8 @@ class Options:
     group_size: int = 1
     """Heads that share K and V."""
     token_shift: int = 0
+    streamed: float = 0.0
+    """Share of the layers that are streamed."""
 
 
 def sentence(shape: Shape, options: Options, config: AttentionConfig, rng: np.random.Generator) -> Sentence:
@@ -190,6 +193,7 @@ def _layer(
         head_shift=int(rng.integers(0, 3)),
         rows=options.rows,
         protect_last=options.protect_last,
+        streamed=options.streamed > 0 and bool(rng.random() < options.streamed),
         groups=None if options.group_size == 1 else [n // options.group_size for n in range(shape.n_heads)],
     )
 
@@ -239,10 +243,12 @@ def case(
         r
         for one in sentences
         for r, layer in zip(one.results, one.layers, strict=True)
-        if layer.rows != "one"
+        if layer.rows not in ("one", "sum")
     ]
+    sums = [result.sums for result in results if result.sums is not None]
     token_lists = [kept for one in sentences for kept in _token_lists(one)]
     n_rows = sum(len(result.order) for result in results)
+    n_scores = sum(len(result.tokens) * max(len(result.order), len(result.heads)) for result in results)
     return Case(
         name=name,
         inputs=program.inputs,
@@ -253,21 +259,26 @@ def case(
             "o_tokens": id_beats([kept for _, kept in token_lists], config),
             "o_heads": id_beats([r.next_heads for r in selecting], config),
             "o_summary": np.concatenate([_summaries(one) for one in sentences]),
+            "o_sums": dense_beats(
+                [total.numpy() & ((1 << config.sum_bits) - 1) for total in sums],
+                config.confidence.lanes,
+                config.sum_bits,
+            ),
         },
         expected_cycles={} if jitter_cycles else replay(traces(sentences), config, memory).by_stream,
         memories=memories(program.atoms, config.fetch.crossbar, memory, jitter_cycles),
-        max_cycles=max_cycles or 3000 + 400 * n_rows + 400 * len(results),
+        max_cycles=max_cycles or 3000 + 400 * n_rows + 400 * len(results) + 40 * n_scores,
     )
 
 
 def _token_lists(one: Sentence) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of every selection of tokens the elements, and what was kept."""
     first = [(one.eviction.importance, one.eviction.kept)] if one.eviction is not None else []
-    return first + [(result.token_importance, result.next_tokens) for result in one.results]
+    return first + [(r.token_importance, r.next_tokens) for r in one.results if r.sums is None]
 
 
 def _outputs(result: LayerResult, config: AttentionConfig) -> Beats:
-    heads, rows, used_lsb = (np.array(column) for column in zip(*result.order, strict=True))
+    heads, rows, used_lsb = np.array(result.order, dtype=np.int64).reshape(-1, 3).T
     data = np.zeros((len(rows), config.pv.max_head_dim), dtype=np.int64)
     outputs = result.outputs.numpy()
     data[:, : outputs.shape[2]] = outputs[heads, rows]
@@ -276,7 +287,7 @@ def _outputs(result: LayerResult, config: AttentionConfig) -> Beats:
         [
             (result.heads.numpy()[heads], HEAD_BITS),
             (rows, config.id_bits),
-            (used_lsb.astype(np.int64), 1),
+            (used_lsb, 1),
             (data & mask, config.pv.element_bits),
         ]
     )
@@ -297,7 +308,8 @@ def _summary(layer: LayerInput, result: LayerResult, planes: Planes) -> tuple[in
     """Bytes wanted, bytes of the atoms that hold them, rows, rows with LSBs.
 
     Each surviving head's queries once; keys and values of each group of which a head survives once, and its
-    LSB plane if any row of those heads needed it.
+    LSB plane if any row of those heads needed it. Of a streamed layer, for each row the keys that it sees,
+    their LSBs if it needed them, and the values that it keeps.
     """
     ideal = moved = 0
 
@@ -307,13 +319,23 @@ def _summary(layer: LayerInput, result: LayerResult, planes: Planes) -> tuple[in
         ideal += request.ideal_bytes(n_rows)
         moved += request.moved_bytes(n_rows)
 
-    n_keys, n_queries = len(result.tokens), result.used_lsb.shape[1]
+    n_keys = len(result.tokens)
+    n_queries = 1 if result.sums is not None else result.used_lsb.shape[1]
     used_lsb: dict[int, bool] = {}
     """By group."""
-    for rows, head in zip(result.used_lsb, result.heads.tolist(), strict=True):
-        fetch("q", head, n_queries)
-        group = layer.head_groups[head]
-        used_lsb[group] = used_lsb.get(group, False) or bool(rows.any())
+    for place, head in enumerate(result.heads.tolist()):
+        fetch("q", place_in_plane(layer, "q", head), n_queries)
+        group, rows = layer.head_groups[head], result.used_lsb[place].tolist()
+        if result.sums is not None:
+            fetch("k", group, n_keys)
+        elif layer.streamed:
+            for row, used in enumerate(rows):
+                n_seen = row + 1 if layer.rows == "causal" else n_keys
+                for name in ("k", "lsb") if used else ("k",):
+                    fetch(name, group, n_seen)
+                fetch("v", group, int(result.kept_values[place, row].sum()))
+        else:
+            used_lsb[group] = used_lsb.get(group, False) or any(rows)
     for group, used in used_lsb.items():
         for name in ("k", "v", "lsb") if used else ("k", "v"):
             fetch(name, group, n_keys)
@@ -345,12 +367,45 @@ def cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
     }
     made = {name: sentence(*chosen, config, rng) for name, chosen in corners.items()}
     runs = [case(name, [one], config) for name, one in made.items()]
+    runs += [case(name, [one], config) for name, one in _streamed_corners(config, rng).items()]
     one_after_another = [made[name] for name in ("pruned to one", "some rows recomputed", "narrow planes")]
     runs.append(case("sentence after sentence", one_after_another, config))
     for number in range(n_random):
         one = sentence(*_any(config, rng), config, rng)
         runs.append(case(f"random {number}", [one], config, jitter_cycles=30 * (number % 2)))
-    return [*runs, *decoder_cases(config, seed=seed, n_random=n_random)]
+    runs += decoder_cases(config, seed=seed, n_random=n_random)
+    return [*runs, *matrix_cases(config, seed=seed, n_random=n_random // 2)]
+
+
+def _streamed_corners(config: AttentionConfig, rng: np.random.Generator) -> dict[str, Sentence]:
+    """Runs of one, of a tile, of a tile and one; layers by turns; rows three times as long as the buffer."""
+    small, large = config.qk.head_dims[0], config.qk.head_dims[-1]
+    tile = min(config.tile_keys(large), config.n_max - 1)
+    every = Options(k_bits=4, threshold=1200, streamed=1.0)
+    one = replace(every, rows="one", threshold=2000, protect_last=True)
+
+    def new(n_tokens: int, n_heads: int, options: Options) -> Sentence:
+        given = GivenTokens(
+            tokens=np.arange(n_tokens), importance=rng.integers(0, 4000, n_tokens), n_keep=n_tokens
+        )
+        return one_token(Shape(n_tokens, n_heads, large, 1), options, given, config, rng)
+
+    long = min(config.n_max, 3 * config.qk.n_regions * config.tile_keys(large) + 1)
+    return {
+        "streamed, one token": sentence(Shape(1, 1, small, 1), every, config, rng),
+        "streamed, one value": sentence(Shape(6, 2, small, 2), replace(every, value_keep=0.1), config, rng),
+        "streamed, every row recomputed": sentence(
+            Shape(7, 2, small, 2), replace(every, threshold=4095, token_keep=0.6), config, rng
+        ),
+        "streamed, causal": sentence(Shape(11, 2, small, 2), replace(every, rows="causal"), config, rng),
+        "streamed by turns": sentence(
+            Shape(9, 3, small, 4), replace(every, streamed=0.5, value_keep=0.6, head_keep=0.7), config, rng
+        ),
+        "streamed, a tile": new(tile, 3, one),
+        "streamed, a tile and one": new(tile + 1, 2, replace(one, value_keep=0.9)),
+        "streamed, three times the buffer": new(long, 2, replace(one, value_keep=0.8)),
+        "streamed, three times the buffer, groups": new(long, 3, replace(one, group_size=2, k_bits=8)),
+    }
 
 
 def decoder_cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
@@ -422,6 +477,53 @@ def decoder_cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[
     return runs
 
 
+def matrix_product(
+    n_out: int, n_in: int, weight_bits: int, config: AttentionConfig, rng: np.random.Generator
+) -> Sentence:
+    """Random weights and vector; every eighth number at an end of its range."""
+
+    def numbers(shape: tuple[int, ...], bits: int) -> np.ndarray:
+        bound = 1 << (bits - 1)
+        values = rng.integers(-bound, bound, shape)
+        return np.where(rng.random(shape) < 0.125, rng.choice([-bound, bound - 1], shape), values)
+
+    weights, vector = numbers((n_out, n_in), weight_bits), numbers((n_in,), 12)
+    return computed(matrix_pass(vector, weights, weight_bits, config), config)
+
+
+def matrix_cases(config: AttentionConfig, *, seed: int, n_random: int) -> list[Case]:
+    """Matrix-vector products: corners, the largest sum that there can be, between sentences; random ones."""
+    rng = np.random.default_rng(seed)
+    large = config.qk.head_dims[-1]
+    tile = min(config.tile_keys(large), config.n_max - 1)
+    n_in = most_parts(config) * large
+    largest = matrix_pass(np.full(n_in, -2048), np.full((2, n_in), -2048), 12, config)
+    before, after = (
+        sentence(Shape(3, 2, config.qk.head_dims[0], 1), Options(streamed=p), config, rng) for p in (0, 1)
+    )
+    chosen = {
+        "matrix, one weight": [matrix_product(1, 1, 8, config, rng)],
+        "matrix, outputs of one beat": [matrix_product(2, 3 * large, 12, config, rng)],
+        "matrix, a tile and one": [matrix_product(tile + 1, 2 * large + 1, 8, config, rng)],
+        "matrix, heads of several lines": [matrix_product(3, (config.lanes + 1) * large, 4, config, rng)],
+        "matrix, largest sum": [computed(largest, config)],
+        "matrices between sentences": [
+            before,
+            *(matrix_product(n, large + n, 8, config, rng) for n in (5, 2)),
+            after,
+            matrix_product(4, large, 6, config, rng),
+            before,
+        ],
+    }
+    runs = [case(name, passes, config) for name, passes in chosen.items()]
+    for number in range(n_random):
+        n_out, n_parts = int(rng.integers(1, min(80, config.n_max))), int(rng.integers(1, 6))
+        bits = int(rng.choice([4, 6, 8, 10, 12]))
+        one = matrix_product(n_out, int(rng.integers(1, n_parts * large + 1)), bits, config, rng)
+        runs.append(case(f"matrix {number}", [one], config, jitter_cycles=30 * (number % 2)))
+    return runs
+
+
 def _any(config: AttentionConfig, rng: np.random.Generator) -> tuple[Shape, Options]:
     options = Options(
         token_keep=float(rng.uniform(0.3, 1)),
@@ -432,6 +534,7 @@ def _any(config: AttentionConfig, rng: np.random.Generator) -> tuple[Shape, Opti
         v_bits=int(rng.choice([4, 6, 8, 10, 12])),
         progressive=bool(rng.random() < 0.5),
         threshold=int(rng.choice([0, 400, 800, 1600, 4095])),
+        streamed=float(rng.choice([0, 0.5, 1])),
     )
     n_tokens = int(rng.integers(2, 20))
     return Shape(n_tokens, int(rng.integers(1, 5)), int(rng.choice(config.qk.head_dims)), 2), options

@@ -11,6 +11,7 @@ from hw.kv_buffer.config import (
     check_head_dim,
     largest_head_dim,
     lines_of_half,
+    regions,
 )
 
 PROBABILITY_BITS = 12
@@ -42,6 +43,8 @@ class PvConfig:
     """Width of a signed value and of a signed output, bits; 2..16."""
     n_lines: int = 128
     """Lines of one half of the value buffer; a power of two."""
+    n_regions: int = 2
+    """Regions of the value buffer, see :class:`hw.kv_buffer.config.KvBufferConfig`."""
     lanes: int = 16
     """P: kept probabilities of one input beat; a power of two in 1..32."""
     n_max: int = 1024
@@ -59,7 +62,10 @@ class PvConfig:
     def buffer(self) -> KvBufferConfig:
         """The value buffer."""
         return KvBufferConfig(
-            n_multipliers=self.n_multipliers, element_bits=self.element_bits, n_lines=self.n_lines
+            n_multipliers=self.n_multipliers,
+            element_bits=self.element_bits,
+            n_lines=self.n_lines,
+            n_regions=self.n_regions,
         )
 
     @property
@@ -128,11 +134,14 @@ class PvConfig:
 
 def pv_config(chip: ChipConfig) -> PvConfig:
     """The array of a chip, for the largest head dimension that its multipliers allow."""
+    head_dim = largest_head_dim(chip.n_multipliers)
+    n_lines = lines_of_half(chip.kv_sram_bytes, chip.n_multipliers, chip.onchip_bits)
     return PvConfig(
         n_multipliers=chip.n_multipliers,
-        max_head_dim=largest_head_dim(chip.n_multipliers),
+        max_head_dim=head_dim,
         element_bits=chip.onchip_bits,
-        n_lines=lines_of_half(chip.kv_sram_bytes, chip.n_multipliers, chip.onchip_bits),
+        n_lines=n_lines,
+        n_regions=regions(n_lines, chip.topk.lanes * head_dim // chip.n_multipliers),
         lanes=chip.topk.lanes,
         n_max=chip.topk.n_max,
     )

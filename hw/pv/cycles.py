@@ -19,11 +19,11 @@ class RowShape:
     """What the cycles of one beat of ``i_row`` and its kept probabilities depend on."""
 
     head_dim: int
-    half: int
+    region: int
     indices: np.ndarray
-    """int64[n_kept]: place of each kept vector in the half."""
+    """int64[n_kept]: place of each kept vector in the region."""
     release: int = 0
-    """Lines after whose load the half becomes free; 0: it stays."""
+    """Lines after whose load the region becomes free; 0: it stays."""
     last: bool = True
 
 
@@ -63,7 +63,7 @@ def replay(loads: Sequence[Load], rows: Sequence[RowShape], config: PvConfig) ->
 
     A row is taken with the last beat of the row before, a beat with the last grants of the beat before. In
     each cycle every slot grants the earliest lane of the beat that waits for it, if its line is loaded. The
-    last grants of a row that releases its half wait for the last of the half's lines.
+    last grants of a row that releases its region wait for the last of the region's lines.
 
     Returns
     -------
@@ -82,14 +82,14 @@ def replay(loads: Sequence[Load], rows: Sequence[RowShape], config: PvConfig) ->
             free_from: dict[int, int] = {}
             for index in beat.tolist():
                 line, slot = divmod(index, vectors)
-                at = max(free_from.get(slot, beat_cycle + 1), loading.readable_from(row.half, line))
+                at = max(free_from.get(slot, beat_cycle + 1), loading.readable_from(row.region, line))
                 free_from[slot] = at + 1
                 granted = max(granted, at)
             if row.release and place == len(beats) - 1:
-                granted = max(granted, loading.readable_from(row.half, row.release - 1))
+                granted = max(granted, loading.readable_from(row.region, row.release - 1))
         row_cycle = beat_cycle
         if row.release:
-            loading.free(row.half, granted + FREE_LATENCY_CYCLES)
+            loading.free(row.region, granted + FREE_LATENCY_CYCLES)
         if row.last:
             outputs.append(granted + config.latency_cycles)
     return outputs, [cycle + config.magnitude_latency_cycles for cycle in outputs]

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.datapath import delayed, select, tree
 from hw.kv_buffer.config import BANK_ELEMENTS, READ_LATENCY_CYCLES
-from hw.kv_buffer.rtl import KvBuffer, line_layout, load_layout
+from hw.kv_buffer.rtl import KvBuffer, line_address, line_layout, load_layout
 from hw.stream.config import FifoConfig
 from hw.stream.rtl import Fifo
 
@@ -22,13 +22,13 @@ def row_layout(config: PvConfig) -> data.StructLayout:
     """Payload of ``i_row``: where the vectors of the kept probabilities lie.
 
     ``head_dim`` is a place in HEAD_DIMS, ``shift`` one in SHIFTS. ``release`` other than 0: this is the last
-    row that needs ``half``, which becomes free once so many lines have been loaded to it in all. ``last``:
+    row that needs ``region``, which becomes free once so many lines have been loaded to it in all. ``last``:
     the sum is complete (0: it goes on with the next row's vectors).
     """
     return data.StructLayout(
         {
             "head_dim": 2,
-            "half": 1,
+            "region": config.buffer.region_bits,
             "shift": SHIFT_BITS,
             "release": config.buffer.count_bits,
             "last": 1,
@@ -37,7 +37,7 @@ def row_layout(config: PvConfig) -> data.StructLayout:
 
 
 def kept_layout(config: PvConfig) -> data.StructLayout:
-    """Payload of ``i``: a packed beat of (probability, index of the vector in the half) pairs."""
+    """Payload of ``i``: a packed beat of (probability, index of the vector in the region) pairs."""
     pair = data.StructLayout({"probability": PROBABILITY_BITS, "index": config.index_bits})
     return data.StructLayout(
         {"data": data.ArrayLayout(pair, config.lanes), "count": config.lanes.bit_length(), "last": 1}
@@ -57,9 +57,19 @@ class _Lane:
         return self.probability, self.line, self.bank
 
 
-_STEP = data.StructLayout({"head_dim": 2, "half": 1, "shift": SHIFT_BITS, "first": 1, "end": 1, "free": 1})
-"""What goes down the pipeline beside the products of one cycle. ``first`` and ``end`` of a sum, ``free``: the
-last read of the half."""
+def _step_layout(config: PvConfig) -> data.StructLayout:
+    """What goes down the pipeline beside the products of one cycle. ``first`` and ``end`` of a sum, ``free``:
+    the last read of the region."""
+    return data.StructLayout(
+        {
+            "head_dim": 2,
+            "region": config.buffer.region_bits,
+            "shift": SHIFT_BITS,
+            "first": 1,
+            "end": 1,
+            "free": 1,
+        }
+    )
 
 
 class Pv(wiring.Component):
@@ -80,6 +90,7 @@ class Pv(wiring.Component):
     i_row : stream of :func:`row_layout`, one beat for each list on ``i``
     i : stream of :func:`kept_layout`; a beat may be empty; lanes at and above ``count`` are ignored; at most
         ``n_max`` pairs in one sum
+    freed : no port, for who loads: of each region, a pulse: its lines no longer count
     o : stream of ``max_head_dim`` signed outputs of ``element_bits`` bits, those at and above D are 0
     o_magnitude : stream of unsigned sum |o|, one beat for each beat of ``o``
     """
@@ -97,6 +108,7 @@ class Pv(wiring.Component):
                 "o_magnitude": Out(stream.Signature(unsigned(config.magnitude_bits))),
             }
         )
+        self.freed = Signal(config.buffer.n_regions)
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -110,7 +122,7 @@ class Pv(wiring.Component):
         """Entry c: the step that was granted c cycles ago."""
         for cycle in range(1, cfg.latency_cycles):
             held = delayed(m, Value.cast(steps[-1]), 1, f"step{cycle}", is_valid=True)
-            steps.append(data.View(_STEP, held))
+            steps.append(data.View(_step_layout(cfg), held))
 
         probabilities = self._route(m, values, lanes, granted, steps)
         sums = self._sums(m, values, probabilities, steps)
@@ -160,7 +172,7 @@ class Pv(wiring.Component):
         grant = Signal(cfg.lanes)
         done, taken = Signal(), Signal()
         m.d.comb += [
-            n_written.eq(Mux(of_row.half, values.n_written[1], values.n_written[0])),
+            n_written.eq(select(of_row.region, list(values.n_written))),
             done.eq(busy & (pending == grant) & ~(ends_row & (n_written < of_row.release))),
             self.i.ready.eq(active & (~busy | done)),
             taken.eq(self.i.valid & self.i.ready),
@@ -186,17 +198,18 @@ class Pv(wiring.Component):
                     earlier[i].eq(Cat(same)),
                 ]
 
-        step = Signal(_STEP, name="granting")
+        step = Signal(_step_layout(cfg), name="granting")
         stepping = Signal()
         m.d.comb += [
             stepping.eq(grant.any() | done),
             step.head_dim.eq(of_row.head_dim),
-            step.half.eq(of_row.half),
+            step.region.eq(of_row.region),
             step.shift.eq(of_row.shift),
             step.first.eq(stepping & starts_sum),
             step.end.eq(done & ends_row & of_row.last),
             step.free.eq(done & ends_row & (of_row.release != 0)),
-            values.forget.eq(Mux(step.free, Mux(step.half, 0b10, 0b01), 0)),
+            values.forget.eq(Mux(step.free, 1 << step.region, 0)),
+            self.freed.eq(values.forget),
         ]
         with m.If(stepping):
             m.d.sync += starts_sum.eq(step.end)
@@ -237,9 +250,12 @@ class Pv(wiring.Component):
                 line.eq(_one_of(hits, [lane.line for lane in moving])),
                 probability.eq(_one_of(hits, [lane.probability for lane in moving])),
             ]
-            m.d.comb += [values.enable[bank].eq(enable), values.address[bank].eq(Cat(line, steps[2].half))]
+            m.d.comb += [
+                values.enable[bank].eq(enable),
+                values.address[bank].eq(line_address(cfg.buffer, steps[2].region, line)),
+            ]
             probabilities.append(delayed(m, probability, READ_LATENCY_CYCLES, f"bank{bank}_probability"))
-        m.d.comb += values.free.eq(Mux(steps[2].free, Mux(steps[2].half, 0b10, 0b01), 0))
+        m.d.comb += values.free.eq(Mux(steps[2].free, 1 << steps[2].region, 0))
         return probabilities
 
     def _part_masks(self) -> list[int]:

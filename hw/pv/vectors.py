@@ -9,7 +9,7 @@ import torch
 
 from hw.harness.job import Beats, Case, pack_fields
 from hw.kv_buffer.config import HEAD_DIMS
-from hw.kv_buffer.vectors import Plane, load_beats, n_lines, pack_loads
+from hw.kv_buffer.vectors import Plane, load_beats, n_lines, pack_loads, stride
 from hw.stream.vectors import packed_beats
 
 from .config import PROBABILITY_BITS, SHIFT_BITS, SHIFTS, PvConfig
@@ -26,10 +26,10 @@ class Row:
     probability: np.ndarray
     """int64[n_kept]"""
     indices: np.ndarray
-    """int64[n_kept], places in the half"""
+    """int64[n_kept], places in the region"""
     vectors: np.ndarray
-    """int64[n, D]: what the half holds from index 0 on"""
-    half: int = 0
+    """int64[n, D]: what the region holds from index 0 on"""
+    region: int = 0
     shift: int = 12
     release: int = 0
     last: bool = True
@@ -40,7 +40,7 @@ Head = tuple[list[Plane], list[Row]]
 
 
 def cases(config: PvConfig, *, seed: int, n_random: int) -> list[Case]:
-    """Extreme sums and shifts, dense rows, conflicts of every size, rows over both halves; random heads."""
+    """Extreme sums and shifts, dense rows, conflicts of every size, rows over both regions; random heads."""
     rng = np.random.default_rng(seed)
     heads = {
         "extreme sums": list(_extremes(config)),
@@ -48,14 +48,14 @@ def cases(config: PvConfig, *, seed: int, n_random: int) -> list[Case]:
         "conflicts": list(_conflicts(config, rng)),
         "rows of one vector": [_single_rows(config, rng)],
         "loads outlast their rows": [_long_load(d, config, rng) for d in config.head_dims],
-        "rows over several halves": [_long_row(d, config, rng) for d in config.head_dims],
+        "rows over several regions": [_long_row(d, config, rng) for d in config.head_dims],
         "random heads": [_random_head(config, rng) for _ in range(n_random)],
     }
     return [case(name, of_case, config, rng) for name, of_case in heads.items() if of_case]
 
 
 def _capacity(head_dim: int, config: PvConfig) -> int:
-    """Vectors that a half holds, and that a row may keep."""
+    """Vectors that a region holds, and that a row may keep."""
     return min(config.n_max, config.buffer.vectors_per_line(head_dim) * config.n_lines)
 
 
@@ -72,7 +72,7 @@ def _softmax_like(n: int, rng: np.random.Generator) -> np.ndarray:
 
 def _head(vectors: np.ndarray, rows: Sequence[Row], config: PvConfig) -> Head:
     released = replace(rows[-1], release=n_lines(vectors, config.buffer))
-    return [Plane(half=0, vectors=vectors)], [*rows[:-1], released]
+    return [Plane(region=0, vectors=vectors)], [*rows[:-1], released]
 
 
 def _extremes(config: PvConfig) -> Iterator[Head]:
@@ -139,25 +139,25 @@ def _single_rows(config: PvConfig, rng: np.random.Generator) -> Head:
 
 
 def _long_load(head_dim: int, config: PvConfig, rng: np.random.Generator) -> Head:
-    """A row of one vector, and the half that it releases still loading."""
+    """A row of one vector, and the region that it releases still loading."""
     vectors = _random(config.buffer.vectors_per_line(head_dim) * config.n_lines, head_dim, config, rng)
     one = np.array([1])
     return _head(vectors, [Row(probability=one, indices=one - 1, vectors=vectors)], config)
 
 
 def _long_row(head_dim: int, config: PvConfig, rng: np.random.Generator) -> Head:
-    """One sum over three loads through both halves."""
-    per_half = min(config.n_max // 4, _capacity(head_dim, config))
+    """One sum over three loads through both regions."""
+    per_region = min(config.n_max // 4, _capacity(head_dim, config))
     planes, rows = [], []
-    for place, n in enumerate((per_half, max(1, per_half - 1), 1)):
+    for place, n in enumerate((per_region, max(1, per_region - 1), 1)):
         vectors = _random(n, head_dim, config, rng)
-        planes.append(Plane(half=place % 2, vectors=vectors))
+        planes.append(Plane(region=place % 2, vectors=vectors))
         rows.append(
             Row(
                 probability=_softmax_like(n, rng),
                 indices=np.arange(n),
                 vectors=vectors,
-                half=place % 2,
+                region=place % 2,
                 release=n_lines(vectors, config.buffer),
                 last=place == 2,
             )
@@ -184,18 +184,19 @@ def _random_head(config: PvConfig, rng: np.random.Generator) -> Head:
 
 
 def case(name: str, heads: Sequence[Head], config: PvConfig, rng: np.random.Generator) -> Case:
-    """Heads back to back, the halves in turn; what a payload does not define carries noise."""
+    """Heads back to back, the regions in turn; what a payload does not define carries noise."""
     planes: list[Plane] = []
     rows: list[Row] = []
+    step, n_regions = stride([of_head for of_head, _ in heads], config.buffer), config.n_regions
     for of_head, of_rows in heads:
-        first = planes[-1].half ^ 1 if planes else 0
-        planes += [replace(plane, half=plane.half ^ first) for plane in of_head]
-        rows += [replace(row, half=row.half ^ first) for row in of_rows]
+        first = (planes[-1].region + step) % n_regions if planes else 0
+        planes += [replace(plane, region=(first + step * plane.region) % n_regions) for plane in of_head]
+        rows += [replace(row, region=(first + step * row.region) % n_regions) for row in of_rows]
     loads, lines = load_beats(planes, config.buffer, rng)
     shapes = [
         RowShape(
             head_dim=row.vectors.shape[1],
-            half=row.half,
+            region=row.region,
             indices=row.indices,
             release=row.release,
             last=row.last,
@@ -244,10 +245,10 @@ def _expected(rows: Sequence[Row], config: PvConfig) -> tuple[np.ndarray, np.nda
 
 def _row_beats(rows: Sequence[Row], config: PvConfig) -> Beats:
     values = np.array([
-        (HEAD_DIMS.index(row.vectors.shape[1]), row.half, row.shift - SHIFTS[0], row.release, row.last)
+        (HEAD_DIMS.index(row.vectors.shape[1]), row.region, row.shift - SHIFTS[0], row.release, row.last)
         for row in rows
     ])  # fmt: skip
-    bits = (2, 1, SHIFT_BITS, config.buffer.count_bits, 1)
+    bits = (2, config.buffer.region_bits, SHIFT_BITS, config.buffer.count_bits, 1)
     return pack_fields(list(zip(values.T, bits, strict=True)))
 
 

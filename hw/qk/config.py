@@ -12,6 +12,7 @@ from hw.kv_buffer.config import (
     check_head_dim,
     largest_head_dim,
     lines_of_half,
+    regions,
 )
 
 SCORE_BITS = 36
@@ -46,6 +47,8 @@ class QkConfig:
     """Width of a signed operand, bits; 2..14."""
     n_lines: int = 128
     """Lines of one half of the key buffer; a power of two."""
+    n_regions: int = 2
+    """Regions of the key buffer, see :class:`hw.kv_buffer.config.KvBufferConfig`."""
     n_max: int = 1024
     """Most keys of one row; a power of two in 2..65,536."""
 
@@ -61,7 +64,10 @@ class QkConfig:
     def buffer(self) -> KvBufferConfig:
         """The key buffer."""
         return KvBufferConfig(
-            n_multipliers=self.n_multipliers, element_bits=self.element_bits, n_lines=self.n_lines
+            n_multipliers=self.n_multipliers,
+            element_bits=self.element_bits,
+            n_lines=self.n_lines,
+            n_regions=self.n_regions,
         )
 
     @property
@@ -92,10 +98,13 @@ class QkConfig:
 
 def qk_config(chip: ChipConfig) -> QkConfig:
     """The array of a chip, for the largest head dimension that its multipliers allow."""
+    head_dim = largest_head_dim(chip.n_multipliers)
+    n_lines = lines_of_half(chip.kv_sram_bytes, chip.n_multipliers, chip.onchip_bits)
     return QkConfig(
         n_multipliers=chip.n_multipliers,
-        max_head_dim=largest_head_dim(chip.n_multipliers),
+        max_head_dim=head_dim,
         element_bits=chip.onchip_bits,
-        n_lines=lines_of_half(chip.kv_sram_bytes, chip.n_multipliers, chip.onchip_bits),
+        n_lines=n_lines,
+        n_regions=regions(n_lines, chip.topk.lanes * head_dim // chip.n_multipliers),
         n_max=chip.topk.n_max,
     )

@@ -19,11 +19,11 @@ class RowShape:
     """What the cycles of one beat of ``i_query`` depend on."""
 
     head_dim: int
-    half: int
+    region: int
     base_line: int
     n_keys: int
     release: int = 0
-    """Lines after whose load the half becomes free; 0: it stays."""
+    """Lines after whose load the region becomes free; 0: it stays."""
 
 
 def row_cycles(n_keys: np.ndarray | int, head_dim: np.ndarray | int, config: QkConfig) -> np.ndarray:
@@ -49,23 +49,23 @@ def replay(loads: Sequence[Load], rows: Sequence[RowShape], config: QkConfig) ->
 
     A query is taken in the cycle in which the last line of the row before is read; line j of a row is read in
     the next cycle, or in the cycle after it was written, one a cycle. The last read of a row that releases
-    its half also waits for the last of the half's lines.
+    its region also waits for the last of the region's lines.
     """
     loading = LoadReplay(loads)
     outputs = []
     query_cycle = 1
     for row in rows:
         n_lines = -(-row.n_keys * row.head_dim // config.n_multipliers)
-        loaded = loading.readable_from(row.half, row.release - 1) if row.release else 0
+        loaded = loading.readable_from(row.region, row.release - 1) if row.release else 0
         taken = query_cycle if n_lines else max(query_cycle, loaded)
         reads: list[int] = []
         for line in range(row.base_line, row.base_line + n_lines):
             before = reads[-1] if reads else taken
-            reads.append(max(before + 1, loading.readable_from(row.half, line)))
+            reads.append(max(before + 1, loading.readable_from(row.region, line)))
         if reads:
             reads[-1] = max(reads[-1], loaded)
         if row.release:
-            loading.free(row.half, (reads[-1] if reads else taken) + 1)
+            loading.free(row.region, (reads[-1] if reads else taken) + 1)
         query_cycle = reads[-1] if reads else taken + 1
         outputs.append([read + LATENCY_CYCLES for read in reads])
     return outputs

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.datapath import add, delayed, select, tree
 from hw.kv_buffer.config import BANK_ELEMENTS, READ_LATENCY_CYCLES
-from hw.kv_buffer.rtl import KvBuffer, line_layout, load_layout
+from hw.kv_buffer.rtl import KvBuffer, line_address, line_layout, load_layout
 from hw.stream.config import FifoConfig
 from hw.stream.rtl import Fifo, packed_layout
 
@@ -23,8 +23,8 @@ from .config import (
 def query_layout(config: QkConfig) -> data.StructLayout:
     """Payload of ``i_query``: a query and the keys that it meets.
 
-    ``head_dim`` is a place in HEAD_DIMS; elements at and above it are ignored. The keys lie in ``half`` from
-    line ``base_line`` on. ``release`` other than 0: this is the last row that needs the half, which becomes
+    ``head_dim`` is a place in HEAD_DIMS; elements at and above it are ignored. Keys lie in ``region`` from
+    line ``base_line`` on. ``release`` other than 0: this is the last row that needs the region, which becomes
     free once so many lines have been loaded to it in all. ``last``: the row ends here (0: the next beat goes
     on with further keys of the same row). ``n_keys`` 0 computes nothing, and must not be ``last``.
     """
@@ -32,7 +32,7 @@ def query_layout(config: QkConfig) -> data.StructLayout:
         {
             "data": data.ArrayLayout(signed(config.element_bits), config.max_head_dim),
             "head_dim": 2,
-            "half": 1,
+            "region": config.buffer.region_bits,
             "base_line": config.buffer.count_bits,
             "n_keys": config.count_bits,
             "release": config.buffer.count_bits,
@@ -55,6 +55,7 @@ class Qk(wiring.Component):
     -------
     i_load, i_key : load and lines of the key buffer, see :class:`hw.kv_buffer.rtl.KvBuffer`
     i_query : stream of :func:`query_layout`
+    freed : no port, for who loads: of each region, a pulse: its lines no longer count
     o : stream of packed beats of ``config.lanes`` signed scores of SCORE_BITS bits; M/D of them, fewer in the
         last beat of a query's keys; ``last`` ends a row
     """
@@ -69,6 +70,7 @@ class Qk(wiring.Component):
                 "o": Out(stream.Signature(packed_layout(SCORE_BITS, config.lanes))),
             }
         )
+        self.freed = Signal(config.buffer.n_regions)
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -84,7 +86,8 @@ class Qk(wiring.Component):
         """Reads one line after another; returns the pulse of a read and what goes with its scores."""
         cfg = self.config
         query = self.i_query.payload
-        active, half, last = Signal(), Signal(), Signal()
+        active, last = Signal(), Signal()
+        region = Signal(cfg.buffer.region_bits)
         release = Signal(cfg.buffer.count_bits)
         head_dim = Signal(2)
         line = Signal(cfg.buffer.count_bits)
@@ -93,34 +96,35 @@ class Qk(wiring.Component):
         n_written, vectors = Signal(cfg.buffer.count_bits), Signal(range(cfg.lanes + 1))
         last_line, read, ends, taken = Signal(), Signal(), Signal(), Signal()
         loaded = Signal()
-        """A beat of no keys may release its half."""
+        """A beat of no keys may release its region."""
         credits_left = Signal(range(OUTPUT_FIFO_BEATS + 1), init=OUTPUT_FIFO_BEATS)
         m.d.comb += [
-            n_written.eq(Mux(half, keys.n_written[1], keys.n_written[0])),
+            n_written.eq(select(region, list(keys.n_written))),
             vectors.eq(select(head_dim, [cfg.n_multipliers // d for d in cfg.head_dims])),
             last_line.eq(n_left <= vectors),
             read.eq(active & (credits_left != 0) & (line < n_written) & ~(last_line & (n_written < release))),
             ends.eq(read & last_line),
             self.i_query.ready.eq((~active | ends) & ((query.n_keys != 0) | loaded)),
             taken.eq(self.i_query.valid & self.i_query.ready),
-            loaded.eq(Mux(query.half, keys.n_written[1], keys.n_written[0]) >= query.release),
+            loaded.eq(select(query.region, list(keys.n_written)) >= query.release),
             keys.free.eq(keys.forget),
+            self.freed.eq(keys.forget),
         ]
         for bank in range(cfg.buffer.n_banks):
             m.d.comb += [
-                keys.address[bank].eq(Cat(line[: cfg.buffer.line_bits], half)),
+                keys.address[bank].eq(line_address(cfg.buffer, region, line)),
                 keys.enable[bank].eq(read),
             ]
         with m.If(ends & (release != 0)):
-            m.d.comb += keys.forget.bit_select(half, 1).eq(1)
+            m.d.comb += keys.forget.bit_select(region, 1).eq(1)
         with m.If(taken & (query.n_keys == 0) & (query.release != 0)):
-            m.d.comb += keys.forget.bit_select(query.half, 1).eq(1)
+            m.d.comb += keys.forget.bit_select(query.region, 1).eq(1)
 
         m.d.sync += credits_left.eq(credits_left - read + (self.o.valid & self.o.ready))
         with m.If(taken):
             m.d.sync += [
                 active.eq(query.n_keys != 0),
-                half.eq(query.half),
+                region.eq(query.region),
                 release.eq(query.release),
                 last.eq(query.last),
                 head_dim.eq(query.head_dim),

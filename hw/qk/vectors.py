@@ -9,7 +9,7 @@ import torch
 
 from hw.harness.job import Beats, Case, pack_fields
 from hw.kv_buffer.config import HEAD_DIMS
-from hw.kv_buffer.vectors import Plane, load_beats, n_lines, pack_loads
+from hw.kv_buffer.vectors import Plane, load_beats, n_lines, pack_loads, stride
 from hw.stream.vectors import packed_beats
 
 from .config import SCORE_BITS, QkConfig
@@ -27,10 +27,10 @@ class Query:
     """int64[D]"""
     keys: np.ndarray
     """int64[n_keys, D]: what lies from ``base_line`` on; empty for a beat that computes nothing."""
-    half: int
+    region: int
     base_line: int = 0
     release: int = 0
-    """Lines of the half after which it becomes free."""
+    """Lines of the region after which it becomes free."""
     last: bool = True
 
 
@@ -39,14 +39,14 @@ Head = tuple[list[Plane], list[Query]]
 
 
 def cases(config: QkConfig, *, seed: int, n_random: int) -> list[Case]:
-    """Extreme operands, one-line rows, key counts around a line, rows over both halves; random heads."""
+    """Extreme operands, one-line rows, key counts around a line, rows over both regions; random heads."""
     rng = np.random.default_rng(seed)
     heads = {
         "extreme operands": list(_extremes(config)),
         "rows of one line": [head for d in config.head_dims for head in _short_rows(d, config, rng)],
         "around a line": list(_around_a_line(config, rng)),
         "loads outlast their rows": [_long_load(d, config, rng) for d in config.head_dims],
-        "rows over several halves": [_long_row(d, config, rng) for d in config.head_dims],
+        "rows over several regions": [_long_row(d, config, rng) for d in config.head_dims],
         "random heads": [_random_head(config, rng) for _ in range(n_random)],
     }
     return [case(name, of_case, config, rng) for name, of_case in heads.items() if of_case]
@@ -84,32 +84,32 @@ def _around_a_line(config: QkConfig, rng: np.random.Generator) -> Iterator[Head]
 
 
 def _long_load(head_dim: int, config: QkConfig, rng: np.random.Generator) -> Head:
-    """A row of one key, and the half that it releases still loading."""
+    """A row of one key, and the region that it releases still loading."""
     keys = _random(config.buffer.vectors_per_line(head_dim) * config.n_lines, head_dim, config, rng)
     query = Query(
-        elements=_random(1, head_dim, config, rng)[0], keys=keys[:1], half=0, release=config.n_lines
+        elements=_random(1, head_dim, config, rng)[0], keys=keys[:1], region=0, release=config.n_lines
     )
-    return [Plane(half=0, vectors=keys)], [query]
+    return [Plane(region=0, vectors=keys)], [query]
 
 
 def _long_row(head_dim: int, config: QkConfig, rng: np.random.Generator) -> Head:
-    """One query whose keys go through both halves, three loads in all; then a beat that frees the first."""
-    per_half = min(config.n_max // 4, config.buffer.vectors_per_line(head_dim) * config.n_lines)
+    """One query whose keys go through both regions, three loads in all; then a beat that frees the first."""
+    per_region = min(config.n_max // 4, config.buffer.vectors_per_line(head_dim) * config.n_lines)
     query = _random(1, head_dim, config, rng)[0]
-    parts = [_random(n, head_dim, config, rng) for n in (per_half, max(1, per_half - 1), 1)]
-    planes = [Plane(half=place % 2, vectors=part) for place, part in enumerate(parts)]
+    parts = [_random(n, head_dim, config, rng) for n in (per_region, max(1, per_region - 1), 1)]
+    planes = [Plane(region=place % 2, vectors=part) for place, part in enumerate(parts)]
     queries = [
         Query(
             elements=query,
             keys=part,
-            half=place % 2,
+            region=place % 2,
             release=n_lines(part, config.buffer) if place < 2 else 0,
             last=place == 2,
         )
         for place, part in enumerate(parts)
     ]
     nothing = np.zeros((0, head_dim), dtype=np.int64)
-    return planes, [*queries, Query(elements=query, keys=nothing, half=0, release=1, last=False)]
+    return planes, [*queries, Query(elements=query, keys=nothing, region=0, release=1, last=False)]
 
 
 def _random_head(config: QkConfig, rng: np.random.Generator) -> Head:
@@ -127,16 +127,16 @@ def _random_head(config: QkConfig, rng: np.random.Generator) -> Head:
     base_line = n_lines(msb, config.buffer)
     queries = []
     for query in elements:
-        queries.append(Query(elements=query, keys=msb, half=0))
+        queries.append(Query(elements=query, keys=msb, region=0))
         if rng.random() < 0.5:
-            queries.append(Query(elements=query, keys=lsb, half=0, base_line=base_line))
+            queries.append(Query(elements=query, keys=lsb, region=0, base_line=base_line))
     queries[-1] = replace(queries[-1], release=2 * base_line)
-    return [Plane(half=0, vectors=msb), Plane(half=0, vectors=lsb, append=True)], queries
+    return [Plane(region=0, vectors=msb), Plane(region=0, vectors=lsb, append=True)], queries
 
 
 def _head(keys: np.ndarray, queries: np.ndarray, config: QkConfig) -> Head:
-    made = [Query(elements=query, keys=keys, half=0) for query in queries]
-    return [Plane(half=0, vectors=keys)], [
+    made = [Query(elements=query, keys=keys, region=0) for query in queries]
+    return [Plane(region=0, vectors=keys)], [
         *made[:-1],
         replace(made[-1], release=n_lines(keys, config.buffer)),
     ]
@@ -148,12 +148,12 @@ def _random(n_vectors: int, head_dim: int, config: QkConfig, rng: np.random.Gene
 
 
 def case(name: str, heads: Sequence[Head], config: QkConfig, rng: np.random.Generator) -> Case:
-    """Heads back to back, the halves in turn; what a payload does not define carries noise."""
-    planes, queries = _in_turn(heads)
+    """Heads back to back, the regions in turn; what a payload does not define carries noise."""
+    planes, queries = _in_turn(heads, config)
     shapes = [
         RowShape(
             head_dim=len(q.elements),
-            half=q.half,
+            region=q.region,
             base_line=q.base_line,
             n_keys=len(q.keys),
             release=q.release,
@@ -175,13 +175,14 @@ def case(name: str, heads: Sequence[Head], config: QkConfig, rng: np.random.Gene
     )
 
 
-def _in_turn(heads: Sequence[Head]) -> tuple[list[Plane], list[Query]]:
-    """All planes and all queries, every head starting in the half in which the one before did not end."""
+def _in_turn(heads: Sequence[Head], config: QkConfig) -> tuple[list[Plane], list[Query]]:
+    """All planes and queries, every head starting in the region behind that in which the one before ended."""
     planes, queries, first = [], [], 0
+    step, n_regions = stride([of_head for of_head, _ in heads], config.buffer), config.n_regions
     for of_head, meeting in heads:
-        planes += [replace(plane, half=plane.half ^ first) for plane in of_head]
-        queries += [replace(query, half=query.half ^ first) for query in meeting]
-        first = planes[-1].half ^ 1
+        planes += [replace(plane, region=(first + step * plane.region) % n_regions) for plane in of_head]
+        queries += [replace(query, region=(first + step * query.region) % n_regions) for query in meeting]
+        first = (planes[-1].region + step) % n_regions
     return planes, queries
 
 
@@ -190,11 +191,11 @@ def _query_beats(queries: Sequence[Query], config: QkConfig, rng: np.random.Gene
     for row, query in zip(elements, queries, strict=True):
         row[: len(query.elements)] = query.elements & ((1 << config.element_bits) - 1)
     rest = np.array([
-        (HEAD_DIMS.index(len(q.elements)), q.half, q.base_line, len(q.keys), q.release, q.last)
+        (HEAD_DIMS.index(len(q.elements)), q.region, q.base_line, len(q.keys), q.release, q.last)
         for q in queries
     ])  # fmt: skip
     line_bits = config.buffer.count_bits
-    bits = (2, 1, line_bits, config.count_bits, line_bits, 1)
+    bits = (2, config.buffer.region_bits, line_bits, config.count_bits, line_bits, 1)
     return pack_fields([(elements, config.element_bits), *zip(rest.T, bits, strict=True)])
 
 

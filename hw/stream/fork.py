@@ -2,8 +2,9 @@
 """Wiring between streams: one to one across payload shapes, and one to several."""
 
 from amaranth import Cat, Module, Signal, Value
+from amaranth.lib import stream
 
-__all__ = ["connect", "fork"]
+__all__ = ["connect", "fork", "only_if"]
 
 
 def connect(m: Module, source, sink) -> None:
@@ -37,3 +38,13 @@ def fork(m: Module, source, *sinks, name: str) -> None:
         m.d.comb += sink.valid.eq(source.valid & ~done[place])
     with m.If(source.valid):
         m.d.sync += done.eq(settled & ~settled.all().replicate(len(sinks)))
+
+
+def only_if(m: Module, wanted: Value, sink, name: str):
+    """A sink for :func:`fork` that hands on to ``sink`` while ``wanted``, and else takes beats to no effect.
+
+    Handshake only.
+    """
+    handshake = stream.Signature(1).create(path=(f"{name}_if",))
+    m.d.comb += [sink.valid.eq(handshake.valid & wanted), handshake.ready.eq(sink.ready | ~wanted)]
+    return handshake

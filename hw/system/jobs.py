@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """From words of memory to the core's input streams: one job a layer, checked before the core sees it."""
 
-from amaranth import Cat, Module, Mux, Signal, Value
+from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -141,7 +141,7 @@ class JobReader(wiring.Component):
         for name in ("q", "k", "v", "lsb"):
             plane = planes[name]
             bad = (plane.record_heads > MAX_RECORD_HEADS) | (plane.head >= plane.record_heads)
-            needed = self.progressive if name == "lsb" else 1
+            needed = {"lsb": self.progressive, "v": ~self.sums}.get(name, Const(1))
             found.append((self._is("i_head") & needed & bad, DescriptorError.PLANE))
         for name, layout in self.layouts.items():
             if isinstance(layout, data.StructLayout) and set(layout.members) == PACKED:
@@ -153,7 +153,7 @@ class JobReader(wiring.Component):
         self.present = Signal(core.count_bits)
         """Most tokens that the layer before can have left."""
         self.n_heads = Signal(layer.n_heads.shape())
-        self.progressive = Signal()
+        self.progressive, self.sums = Signal(), Signal()
         tokens, heads, rows = (Value.cast(field) for field in (layer.tokens, layer.heads, layer.rows))
         self.n_tokens = n_tokens = Signal(core.count_bits)
         fitting, is_dim = Signal(range(2 * core.qk.n_lines * core.qk.n_multipliers)), Signal()
@@ -185,7 +185,7 @@ class JobReader(wiring.Component):
             (layer.n_tokens_next == 0, DescriptorError.N_TOKENS_NEXT),
             ((layer.n_heads_next == 0) & (rows != ROWS["one"]), DescriptorError.N_HEADS_NEXT),
             (rows > max(ROWS.values()), DescriptorError.ROWS),
-            (n_tokens > fitting, DescriptorError.KEYS),
+            ((n_tokens > fitting) & ~(layer.streamed | (rows == ROWS["sum"])), DescriptorError.KEYS),
             (counts["i_head"] != layer.n_heads, DescriptorError.COUNTS),
             (unlike("i_tokens", tokens == GIVEN), DescriptorError.COUNTS),
             (unlike("i_token_importance", tokens == GIVEN), DescriptorError.COUNTS),
@@ -219,6 +219,7 @@ class JobReader(wiring.Component):
                 self.present.eq(Mux(self.n_tokens < n_next, self.n_tokens, n_next)),
                 self.n_heads.eq(layer.n_heads),
                 self.progressive.eq(layer.progressive),
+                self.sums.eq(Value.cast(layer.rows) == ROWS["sum"]),
             ]
         for name, layout in self.layouts.items():
             if set(layout.members) == PACKED:

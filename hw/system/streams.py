@@ -14,6 +14,7 @@ from hw.attention.shapes import (
     layer_layout,
     output_layout,
     summary_layout,
+    sums_layout,
 )
 
 from .config import COUNT_BITS
@@ -36,6 +37,7 @@ OUTPUTS: Mapping[str, Layout] = {
     "o_tokens": ids_layout,
     "o_heads": ids_layout,
     "o_summary": lambda config: summary_layout(),
+    "o_sums": sums_layout,
 }
 """In the order of their registers."""
 

@@ -154,9 +154,9 @@ def case(name: str, tasks: Sequence[Task], config: SystolicConfig, rng: np.rando
     for task in tasks:
         bands += [(band, task) for band in bands_of(task.layer, config, half=len(bands) % 2)]
     works = [(work, task) for band, task in bands for work in band.works]
-    loads = [Load(half=band.half, n_lines=band.n_words) for band, _ in bands]
+    loads = [Load(region=band.half, n_lines=band.n_words) for band, _ in bands]
     stamps = np.concatenate(replay(loads, [work for work, _ in works], config))
-    values = np.array([(load.half, load.n_lines) for load in loads])
+    values = np.array([(load.region, load.n_lines) for load in loads])
     words = np.concatenate([_words(band, task, config, rng) for band, task in bands])
     return Case(
         name=name,

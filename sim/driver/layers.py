@@ -27,7 +27,7 @@ class LayerBuilder:
         self.bits = plane_bits(settings)
         if shape.causal or shape.n_kv_heads != shape.n_heads:
             raise ValueError(f"the model must be an encoder with a K and V for each head, not {shape}")
-        config.check_run(n_tokens, shape.n_heads, shape.head_dim, progressive=settings.progressive)
+        _check_size(config, shape, n_tokens)
         self.config, self.settings, self.shape = config, settings, shape
         self._token_counts = settings.token_counts(shape.n_layers, n_tokens)
         self._value_counts = settings.value_counts(shape.n_layers, n_tokens)
@@ -67,6 +67,7 @@ class LayerBuilder:
             n_heads_next=n_heads_present if last else self._head_counts[layer + 1],
             token_shift=self.config.token_importance.safe_shift(self._n_head_rows),
             head_shift=self.config.head_importance.safe_shift(self._n_rows),
+            streamed=streams(self.config, self.shape, n_present, progressive=s.progressive),
         )
 
 
@@ -105,8 +106,7 @@ class DecoderBuilder:
         """Positions not evicted."""
         self._importance = np.zeros(self.n_all, dtype=np.int64)
         for number in range(n_passes):
-            n_present = min(self._n_keep(number), n_prompt + number)
-            config.check_run(n_present, shape.n_heads, shape.head_dim, progressive=settings.progressive)
+            _check_size(config, shape, self._n_present(number))
 
     @property
     def n_positions(self) -> int:
@@ -155,6 +155,13 @@ class DecoderBuilder:
             head_shift=self.config.head_importance.safe_shift(self._layer * n_all) if is_prompt else 0,
             rows="causal" if is_prompt else "one",
             protect_last=True,
+            streamed=streams(
+                self.config,
+                self.shape,
+                self._n_present(self._number),
+                progressive=s.progressive,
+                one_row=not is_prompt,
+            ),
             groups=groups_of(self.shape),
         )
 
@@ -171,6 +178,10 @@ class DecoderBuilder:
     def _prunes_tokens(self) -> bool:
         """By what the passes before have scored; a prompt that is pruned, by itself."""
         return self.settings.prune_prompt or (self._number > 0 and self._scores_tokens(self._number - 1))
+
+    def _n_present(self, number: int) -> int:
+        """Most tokens of a layer of the pass."""
+        return min(self._n_keep(number), self.n_prompt + number)
 
     def _n_keep(self, number: int) -> int:
         """Tokens with which a pass begins: the nominal count of its first layer, never the newest alone."""
@@ -195,6 +206,21 @@ def _check_decoder(
         )
     if shape.n_layers > MAX_LAYERS:
         raise ValueError(f"n_layers must be at most {MAX_LAYERS} on the chip, not {shape.n_layers}")
+
+
+def _check_size(config: AttentionConfig, shape: ModelShape, n_tokens: int) -> None:
+    """ValueError where so many tokens, or the model's heads, do not fit: keys that do not are streamed."""
+    config.check_run(n_tokens, shape.n_heads, shape.head_dim, progressive=False, streamed=True)
+
+
+def streams(
+    config: AttentionConfig, shape: ModelShape, n_tokens: int, *, progressive: bool, one_row: bool = False
+) -> bool:
+    """Whether a layer of so many tokens is streamed: its keys do not fit in half of the buffer, or
+    nothing shares them, because heads have one row each and a K of their own.
+    """
+    fits = n_tokens <= config.fitting_tokens(shape.head_dim, progressive=progressive)
+    return not fits or (one_row and shape.n_kv_heads == shape.n_heads)
 
 
 def groups_of(shape: ModelShape) -> list[int]:

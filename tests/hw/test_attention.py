@@ -16,7 +16,16 @@ from hw.attention.config import AttentionConfig, attention_config
 from hw.attention.layers import GivenTokens
 from hw.attention.program import PlaneBits, program, unpack_outputs
 from hw.attention.rtl import Attention
-from hw.attention.vectors import Options, Sentence, Shape, case, cases, one_token, sentence
+from hw.attention.vectors import (
+    Options,
+    Sentence,
+    Shape,
+    case,
+    cases,
+    matrix_product,
+    one_token,
+    sentence,
+)
 from hw.config import ChipConfig, preset
 from hw.harness import cosim, verilated
 from hw.harness.amaranth_sim import run_case
@@ -68,7 +77,7 @@ def new_token_case() -> Case:
     causal = Options(rows="causal", group_size=2, k_bits=4, threshold=0)
     prompt = sentence(Shape(3, 2, 32, 1), causal, SMALL, rng)
     given = GivenTokens(
-        tokens=torch.tensor([0, 2, 3, 4, 6]),
+        tokens=torch.tensor([1, 2, 3, 4, 6]),
         importance=torch.tensor([701, 90, 95, 94, 0]),
         n_keep=4,
         halve=True,
@@ -78,6 +87,29 @@ def new_token_case() -> Case:
     )
     token = one_token(Shape(7, 9, 32, 2), options, given, SMALL, rng, {0: [1, 3, 4, 5]})
     return case("new token", [prompt, token], SMALL, max_cycles=SMALL_CYCLES)
+
+
+def streamed_case() -> Case:
+    """A new token whose keys are two tiles, and whose kept values are too, in three heads; then a sentence
+    that is not streamed."""
+    rng = np.random.default_rng(8)
+    assert SMALL.tile_keys(32) == 8
+    options = Options(
+        rows="one", k_bits=4, threshold=1000, value_keep=0.7, token_keep=0.9, protect_last=True, streamed=1.0
+    )
+    tokens = np.array([0, 1, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15])
+    given = GivenTokens(tokens=tokens, importance=rng.integers(0, 900, len(tokens)), n_keep=13)
+    token = one_token(Shape(16, 3, 32, 1), options, given, SMALL, rng)
+    resident = sentence(Shape(2, 3, 32, 1), Options(k_bits=4, threshold=0), SMALL, rng)
+    return case("streamed", [token, resident], SMALL, max_cycles=SMALL_CYCLES)
+
+
+def matrix_case() -> Case:
+    """Two products, the first of one beat of sums a part; then a sentence."""
+    rng = np.random.default_rng(4)
+    products = [matrix_product(n_out, n_in, 8, SMALL, rng) for n_out, n_in in ((2, 90), (9, 150))]
+    resident = sentence(Shape(2, 3, 32, 1), Options(k_bits=4, threshold=0), SMALL, rng)
+    return case("matrix", [*products, resident], SMALL, max_cycles=SMALL_CYCLES)
 
 
 def problems(config: AttentionConfig, runs: list[Case], logs) -> dict[str, tuple[str, ...]]:
@@ -174,14 +206,16 @@ MUTANTS = {
     "counters go on into the next layer": ("rtl", "m.If(cascade.ended)", "m.If(0)"),
 }  # fmt: skip
 NEW_TOKEN_MUTANTS = {
-    "a half for every head of a group": ("rows", "half.eq(half ^ head.last_of_group)", "half.eq(~half)"),
+    "a half for every head of a group": (
+        "rows", "half.eq(half ^ (head.last_of_group", "half.eq(half ^ (1",
+    ),
     "half free before its last row": ("rows", "complete & (n_open == 1)", "n_open == 1"),
     "last row of the layer not flushed": ("rows", "ends_layer.eq(head.last |", "ends_layer.eq(0 &"),
     "causal row one key too long": (
-        "rows", "n_keys.eq(Mux(self.causal, tag.row + 1,", "n_keys.eq(Mux(self.causal, tag.row + 2,",
+        "rows", "self.n_keys.eq(Mux(self.causal, tag.row + 1", "self.n_keys.eq(Mux(self.causal, tag.row + 2",
     ),
     "values beyond the keys of a causal row": (
-        "rows", "selected.n.eq(Mux(self.causal, tag.row + 1,", "selected.n.eq(Mux(0, tag.row + 1,",
+        "rows", "selected.n.eq(n_keys)", "selected.n.eq(self.n)",
     ),
     "query by the list of tokens": ("loader", "(what.target == Target.QUERY) & self.one", "0"),
     "keys of a group fetched again": ("cascade", "starts_layer | is_other", "1"),
@@ -193,6 +227,32 @@ NEW_TOKEN_MUTANTS = {
     ),
     "heads selected for a new token": ("cascade", 'm.next = "FORGET HEADS"', 'm.next = "READ HEADS"'),
 }  # fmt: skip
+STREAMED_MUTANTS = {
+    "tile one key too long": ("tiles", "self.last.eq(left <= most)", "self.last.eq(left <= most + 1)"),
+    "every tile in the first region": ("tiles", "self.region.eq(self.region + 1)", "self.region.eq(0)"),
+    "LSB tile from the MSB plane": ("loader", "Mux(is_lsb, Value.cast(self.key_entry.lsb),", "Mux(0, 0,"),
+    "every tile from the first keys": ("loader", "key_tile.tiles.first >> lines_pass", "0"),
+    "values of the list, not of what is kept": ("loader", "order.of_row.eq(1)", "order.of_row.eq(0)"),
+    "values asked for before their tokens": ("loader", "self.ids_wait & ~gathering", "1"),
+    "tokens of one line for all lanes": ("tiles", "(lines[lane] == line)", "1"),
+    "token found too late": ("tiles", "now = Mux(moving[lane], word, held[lane])", "now = held[lane]"),
+    "places in the list, not in the region": ("rtl", "streamed, tile.beat * cfg.lanes + lane,", "0, 0,"),
+    "tile of a row not ended": ("rtl", "pairs.last | (streamed & tile.ends)", "pairs.last"),
+    "tile of tokens not ended": ("rtl", "m.If(sources.o.payload & gathered.ends)", "m.If(0)"),
+    "a sum for every tile": ("tiles", "out.last.eq(tiles.last)", "out.last.eq(1)"),
+    "row ends with its first tile": ("rows", "query.last.eq(tiles.last)", "query.last.eq(1)"),
+    "LSBs asked for as well by the head": ("rtl", "~cascade.streamed & ~issue", "~issue"),
+    "half changed by a streamed head": ("rows", "(head.last_of_group & ~self.streamed)", "1"),
+}  # fmt: skip
+MATRIX_MUTANTS = {
+    "sums go on from the matrix before": ("sums", "held.first.eq(row == 0)", "held.first.eq(0)"),
+    "sums leave one part too early": ("sums", "row == self.n_rows - 1", "row == self.n_rows - 2"),
+    "parts of the vector by the list of rows": ("lists", "Mux(counted,", "Mux(0,"),
+    "parts of the vector asked for again": ("loader", "Mux(self.sums, self.ring_n_reserve - 1, 0)", "0"),
+    "layer ends before its sums": ("cascade", "m.If(self.summed)", "m.If(1)"),
+    "rows of sums wait for reports": ("rows", "(half == which) & ~self.sums", "(half == which)"),
+    "scores of sums to the confidence check": ("rtl", "Mux(cascade.sums, sums.i.ready,", "Mux(0, 0,"),
+}  # fmt: skip
 COMPONENTS = {
     "rows": ("RowSource", "QueryIssue", "Reports"),
     "loader": ("Loader",),
@@ -200,8 +260,11 @@ COMPONENTS = {
     "values": ("ValueSelect",),
     "cascade": ("Cascade",),
     "lists": ("KeptList",),
+    "sums": ("Sums",),
+    "tiles": ("Tiles", "Gather", "TileEnd", "WeightedRows"),
 }
-"""What a module gives to its user; ``rtl`` is the core itself."""
+"""What a module gives to its users; ``rtl`` is the core itself."""
+USERS = [importlib.import_module(f"hw.attention.{name}") for name in ("rtl", "cascade", "rows", "loader")]
 
 
 def test_new_token_in_amaranth():
@@ -217,9 +280,12 @@ def test_new_token_in_amaranth():
 def caught(mutant: tuple[str, str, str], one: Case, monkeypatch) -> bool:
     module, old, new = mutant
     broken = mutated(f"hw.attention.{module}", old, new)
-    user = importlib.import_module("hw.attention.cascade") if module == "lists" else hw.attention.rtl
     for component in COMPONENTS.get(module, ()):
-        monkeypatch.setattr(user, component, getattr(broken, component))
+        for user in USERS:
+            if hasattr(user, component):
+                monkeypatch.setattr(user, component, getattr(broken, component))
+    if module == "tiles":
+        monkeypatch.setattr(hw.attention.rtl, "lines_of", broken.lines_of)
     core = broken.Attention if module == "rtl" else Attention
     return judge(one, run_case(core(SMALL), one)).problems != ()
 
@@ -232,6 +298,35 @@ def test_mutant_is_caught(name, monkeypatch):
 @pytest.mark.parametrize("name", NEW_TOKEN_MUTANTS)
 def test_new_token_mutant_is_caught(name, monkeypatch):
     assert caught(NEW_TOKEN_MUTANTS[name], new_token_case(), monkeypatch)
+
+
+def test_streamed_in_amaranth():
+    """Also that this run shows what its mutants break."""
+    one = streamed_case()
+    log = run_case(Attention(SMALL), one)
+    assert judge(one, log).problems == ()
+    rows = unpack_outputs(log.beats["o"], SMALL)
+    assert 1 <= rows.used_lsb[:3].sum() <= 2
+
+
+@pytest.mark.parametrize("name", STREAMED_MUTANTS)
+def test_streamed_mutant_is_caught(name, monkeypatch):
+    assert caught(STREAMED_MUTANTS[name], streamed_case(), monkeypatch)
+
+
+def test_matrix_in_amaranth():
+    """Golden is numpy's product of integers."""
+    rng = np.random.default_rng(4)
+    one = matrix_product(7, 100, 12, SMALL, rng)
+    heads = one.layers[0].heads
+    product = sum(np.asarray(head.k) @ np.asarray(head.q)[0] for head in heads)
+    assert np.array_equal(one.results[0].sums.numpy(), product)
+    assert judge(matrix_case(), run_case(Attention(SMALL), matrix_case())).problems == ()
+
+
+@pytest.mark.parametrize("name", MATRIX_MUTANTS)
+def test_matrix_mutant_is_caught(name, monkeypatch):
+    assert caught(MATRIX_MUTANTS[name], matrix_case(), monkeypatch)
 
 
 def test_list_is_read_to_its_end(monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.decode_step import decode_step
 from hw.attention import cycles as attention_cycles
 from hw.attention.config import AttentionConfig, attention_config
 from hw.attention.cycles import LayerTrace, replay
@@ -161,7 +162,11 @@ def test_layers_add_up():
     one = sentence(Shape(5, 2, 32, 3), Options(token_keep=0.7), TINY, np.random.default_rng(2))
     timing = replay(traces([one]), TINY, MEMORY)
     assert timing.layer_cycles.shape == (3,)
-    assert timing.layer_cycles.sum() == timing.n_cycles == max(map(max, timing.by_stream.values()))
+    assert (
+        timing.layer_cycles.sum()
+        == timing.n_cycles
+        == max(cycles.max(initial=0) for cycles in timing.by_stream.values())
+    )
     assert (timing.layer_cycles > 100).all()
 
 
@@ -194,3 +199,14 @@ def test_imports_neither_torch_nor_amaranth():
     """What `quartet bench` imports must be light."""
     code = "import sys, hw.attention.cycles; sys.exit(bool({'torch', 'amaranth'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_decode_step_of_the_whole_paper_core():
+    """GPT-2-Small's shape, 12 layers of 12 heads, 1,024 keys in the first: the published size, in Verilog."""
+    paper = attention_config(preset("paper"))
+    one = decode_step(1024, 12, paper, token_keep=0.9)
+    used_lsb = [int(result.used_lsb.sum()) for result in one.results]
+    assert 0 < sum(used_lsb) < 12 * 12
+    step = case("decode step", [one], paper, memory=MemoryTiming(latency_cycles=45))
+    (log,) = verilated.run_cases(BLOCKS["attention"], paper, [step])
+    assert judge(step, log).problems == ()

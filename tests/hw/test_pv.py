@@ -24,7 +24,11 @@ from tests.hw.mutants import mutated
 
 SMALL = PvConfig(n_multipliers=64, max_head_dim=64, n_lines=8, n_max=32, lanes=4)
 WIDE = PvConfig(n_multipliers=128, n_lines=2, n_max=16, lanes=2)
-BUILT = [SMALL, PvConfig(n_multipliers=32, max_head_dim=32, n_lines=4, n_max=16, element_bits=5)]
+BUILT = [
+    SMALL,
+    replace(SMALL, n_regions=4),
+    PvConfig(n_multipliers=32, max_head_dim=32, n_lines=4, n_max=16, element_bits=5),
+]
 CHIP = PvConfig()
 
 
@@ -146,8 +150,8 @@ def test_cocotb(simulator):
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 @pytest.mark.parametrize("n_kept", [0, 1, 16, 17, 204, 512])
 def test_closed_forms_equal_the_replay(head_dim, n_kept):
-    row = RowShape(head_dim=head_dim, half=0, indices=np.arange(n_kept))
-    first, second, third = replay([Load(half=0, n_lines=128)], [row] * 3, CHIP)[0]
+    row = RowShape(head_dim=head_dim, region=0, indices=np.arange(n_kept))
+    first, second, third = replay([Load(region=0, n_lines=128)], [row] * 3, CHIP)[0]
     # The row and the load are taken in cycle 1, and lines come as fast as a dense row takes them.
     assert first == row_latency_cycles(n_kept, head_dim, CHIP)
     interval = dense_row_cycles(n_kept, head_dim, CHIP)
@@ -156,11 +160,11 @@ def test_closed_forms_equal_the_replay(head_dim, n_kept):
 
 def test_conflicts_cost_what_the_fullest_slot_needs():
     rng = np.random.default_rng(7)
-    waits = RowShape(head_dim=64, half=0, indices=np.array([1023]))
+    waits = RowShape(head_dim=64, region=0, indices=np.array([1023]))
     for share in (0.05, 0.2, 0.5, 1.0):
         kept = np.flatnonzero(rng.random(1024) < share)
-        row = RowShape(head_dim=64, half=0, indices=kept)
-        _, first, second = replay([Load(half=0, n_lines=128)], [waits, row, row], CHIP)[0]
+        row = RowShape(head_dim=64, region=0, indices=kept)
+        _, first, second = replay([Load(region=0, n_lines=128)], [waits, row, row], CHIP)[0]
         assert second - first == row_cycles(kept, 64, CHIP)
         assert row_cycles(kept, 64, CHIP) >= dense_row_cycles(len(kept), 64, CHIP)
     same_slot = np.arange(16) * 8
@@ -187,12 +191,12 @@ MUTANTS = [
      "(lane.line < n_written)", "(lane.line <= n_written)"),
     ("noise above count taken as a probability",
      "Cat(i < beat.count for", "Cat(i <= beat.count for"),
-    ("halves swapped on the read side",
-     "Cat(line, steps[2].half)", "Cat(line, ~steps[2].half)"),
-    ("half freed before its last read",
-     "values.free.eq(Mux(steps[2].free, Mux(steps[2].half,",
-     "values.free.eq(Mux(steps[0].free, Mux(steps[0].half,"),
-    ("half released before all its lines came",
+    ("regions swapped on the read side",
+     "line_address(cfg.buffer, steps[2].region, line)", "line_address(cfg.buffer, ~steps[2].region, line)"),
+    ("region freed before its last read",
+     "values.free.eq(Mux(steps[2].free, 1 << steps[2].region,",
+     "values.free.eq(Mux(steps[0].free, 1 << steps[0].region,"),
+    ("region released before all its lines came",
      "~(ends_row & (n_written < of_row.release))", "1"),
     ("last beat of a row lost",
      "step.end.eq(done & ends_row & of_row.last)", "step.end.eq(grant.any() & ends_row & of_row.last)"),

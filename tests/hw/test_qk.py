@@ -26,7 +26,11 @@ from tests.hw.mutants import mutated
 
 SMALL = QkConfig(n_multipliers=64, max_head_dim=64, n_lines=8, n_max=64)
 WIDE = QkConfig(n_multipliers=128, n_lines=4, n_max=16)
-BUILT = [SMALL, QkConfig(n_multipliers=32, max_head_dim=32, n_lines=4, n_max=16, element_bits=5)]
+BUILT = [
+    SMALL,
+    replace(SMALL, n_regions=4),
+    QkConfig(n_multipliers=32, max_head_dim=32, n_lines=4, n_max=16, element_bits=5),
+]
 CHIP = QkConfig()
 
 
@@ -124,17 +128,17 @@ def test_cocotb(simulator):
 @pytest.mark.parametrize("n_keys", [1, 4, 100, 512])
 def test_closed_forms_equal_the_replay(head_dim, n_keys):
     n_lines = -(-n_keys * head_dim // CHIP.n_multipliers)
-    row = RowShape(head_dim=head_dim, half=0, base_line=0, n_keys=n_keys)
-    first, second, third = replay([Load(half=0, n_lines=n_lines)], [row] * 3, CHIP)
+    row = RowShape(head_dim=head_dim, region=0, base_line=0, n_keys=n_keys)
+    first, second, third = replay([Load(region=0, n_lines=n_lines)], [row] * 3, CHIP)
     assert third[0] - second[0] == row_cycles(n_keys, head_dim, CHIP)
     # The first row's lines are written from cycle 2 on and read a cycle after; a loaded row does not wait.
     assert first[-1] == row_latency_cycles(n_keys, head_dim, CHIP) + 1
 
 
 def test_a_row_that_is_never_loaded_is_named():
-    row = RowShape(head_dim=64, half=0, base_line=2, n_keys=1)
-    with pytest.raises(ValueError, match="line 2 of half 0 is read, but loads bring 2"):
-        replay([Load(half=0, n_lines=2)], [row], CHIP)
+    row = RowShape(head_dim=64, region=0, base_line=2, n_keys=1)
+    with pytest.raises(ValueError, match="line 2 of region 0 is read, but loads bring 2"):
+        replay([Load(region=0, n_lines=2)], [row], CHIP)
 
 
 MUTANTS = [
@@ -155,18 +159,18 @@ MUTANTS = [
      "(line < n_written)", "(line <= n_written)"),
     ("base line ignored: both planes read the same", "hw.qk.rtl",
      "line.eq(query.base_line)", "line.eq(0)"),
-    ("halves swapped on the read side", "hw.qk.rtl",
-     "Cat(line[: cfg.buffer.line_bits], half)", "Cat(line[: cfg.buffer.line_bits], ~half)"),
+    ("regions swapped on the read side", "hw.qk.rtl",
+     "line_address(cfg.buffer, region, line)", "line_address(cfg.buffer, ~region, line)"),
     ("last of the row lost", "hw.qk.rtl",
      '"last": last & ends', '"last": last & ~ends'),
     ("queue overruns: credits ignored", "hw.qk.rtl",
      "(credits_left != 0)", "1"),
     ("a bubble between rows", "hw.qk.rtl",
      "((~active | ends) & ", "(~active & "),
-    ("half released before all its lines came", "hw.qk.rtl",
+    ("region released before all its lines came", "hw.qk.rtl",
      "~(last_line & (n_written < release))", "1"),
-    ("a load overruns the half being read", "hw.kv_buffer.rtl",
-     "(load.payload.append | is_free.bit_select(load.payload.half, 1))", "1"),
+    ("a load overruns the region being read", "hw.kv_buffer.rtl",
+     "(load.payload.append | is_free.bit_select(load.payload.region, 1))", "1"),
     ("ready of the lines stuck at 1", "hw.kv_buffer.rtl",
      "line.ready.eq(n_left != 0)", "line.ready.eq(1)"),
 ]  # fmt: skip

@@ -88,7 +88,7 @@ def test_a_stream_that_no_table_lists_is_refused(monkeypatch):
     monkeypatch.setattr(hw.system.rtl, "OUTPUTS", dict(list(OUTPUTS.items())[:-1]))
     with warnings.catch_warnings():  # what was begun is thrown away here, and not in another test
         warnings.simplefilter("ignore", UnusedElaboratable)
-        with pytest.raises(ValueError, match=r"streams in hw/system.* must be those of the core.*o_summary"):
+        with pytest.raises(ValueError, match=r"streams in hw/system.* must be those of the core.*o_sums"):
             System(system_config(preset("tiny"))).elaborate(None)
         gc.collect()
 

@@ -251,7 +251,7 @@ def test_closed_form_equals_the_replay(layer):
     works = [[w for band in bands_of(one, SMALL, half=h) for w in band.works]
              for h, one in ((0, first), (1, layer))]  # fmt: skip
     loads = [
-        Load(half=h, n_lines=sum(b.n_words for b in bands_of(one, SMALL)))
+        Load(region=h, n_lines=sum(b.n_words for b in bands_of(one, SMALL)))
         for h, one in ((0, first), (1, layer))
     ]
     stamps = replay(loads, [*works[0], *works[1]], SMALL)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hw.pv.config import ROUTE_CYCLES, PvConfig
 from hw.qk.config import LATENCY_CYCLES, OUTPUT_FIFO_BEATS, QkConfig
 
-from .rows import Row
+from .rows import Weighted
 from .streams import Beat, Delay, Queue
 
 
@@ -14,7 +14,7 @@ from .streams import Beat, Delay, Queue
 class Load:
     """A beat of ``i_load``."""
 
-    half: int
+    region: int
     append: bool
     n_lines: int
 
@@ -22,28 +22,28 @@ class Load:
 class Buffer:
     """Mirrors :class:`hw.kv_buffer.rtl.KvBuffer`."""
 
-    def __init__(self) -> None:
-        self.half, self.n_left = 0, 0
-        self.is_free = [True, True]
-        self.n_written = [0, 0]
+    def __init__(self, n_regions: int) -> None:
+        self.region, self.n_left = 0, 0
+        self.is_free = [True] * n_regions
+        self.n_written = [0] * n_regions
 
     def step(self, load: Load | None, has_line: bool, forget: int | None, free: int | None) -> tuple:
-        """One cycle; ``forget`` and ``free`` name a half. Whether the load, and the line, was taken."""
+        """One cycle; ``forget`` and ``free`` name a region. Whether the load, and the line, was taken."""
         written = has_line and self.n_left != 0
-        half = self.half
+        region = self.region
         takes = (
             load is not None
             and (self.n_left == 0 or (written and self.n_left == 1))
-            and (load.append or self.is_free[load.half])
+            and (load.append or self.is_free[load.region])
         )
         self.n_left -= written
         if free is not None:
             self.is_free[free] = True
         if takes and load is not None:
-            self.half, self.n_left = load.half, load.n_lines
-            self.is_free[load.half] = False
+            self.region, self.n_left = load.region, load.n_lines
+            self.is_free[load.region] = False
         if written:
-            self.n_written[half] += 1
+            self.n_written[region] += 1
         if forget is not None:
             self.n_written[forget] = 0
         return takes, written
@@ -51,27 +51,31 @@ class Buffer:
 
 @dataclass(slots=True)
 class Query:
-    """A beat of ``i_query``; ``n_keys`` 0 releases the half."""
+    """A beat of ``i_query``; ``n_keys`` 0 releases the region."""
 
-    half: int
+    region: int
     base_line: int
     n_keys: int
     release: int
     vectors: int
     """M / D: keys of a line."""
+    last: bool = True
+    """It ends its row."""
 
 
 class Qk:
-    """Mirrors :class:`hw.qk.rtl.Qk`; every query is a whole row."""
+    """Mirrors :class:`hw.qk.rtl.Qk`."""
 
     def __init__(self, config: QkConfig) -> None:
-        self.buffer = Buffer()
+        self.buffer = Buffer(config.n_regions)
         self.query: Query | None = None
         self.line, self.n_left = 0, 0
         self.credits_left = OUTPUT_FIFO_BEATS
         self.sums = Delay(LATENCY_CYCLES - 1)
         self.scores = Queue(OUTPUT_FIFO_BEATS)
         self.load_taken = self.line_taken = False
+        self.freed: int | None = None
+        """Region whose lines no longer count after this cycle."""
 
     def step(
         self, cycle: int, query: Query | None, load: Load | None, has_line: bool, score_taken: bool
@@ -82,43 +86,45 @@ class Qk:
         reads = ends = False
         if now is not None:
             last_line = self.n_left <= now.vectors
-            there = n_written[now.half]
+            there = n_written[now.region]
             reads = self.credits_left != 0 and self.line < there
+            reads &= not (last_line and there < now.release)
             ends = reads and last_line
         takes = (
             query is not None
             and (now is None or ends)
-            and (query.n_keys != 0 or n_written[query.half] >= query.release)
+            and (query.n_keys != 0 or n_written[query.region] >= query.release)
         )
         if reads and now is not None:
-            self.sums.enter(cycle, (min(self.n_left, now.vectors), ends))
+            self.sums.enter(cycle, (min(self.n_left, now.vectors), ends and now.last))
             self.line += 1
             self.n_left -= now.vectors
             if ends:
                 self.query = None
-        forget = None
+        forget = now.region if ends and now is not None and now.release else None
         if takes and query is not None:
             if query.n_keys:
                 self.query, self.line, self.n_left = query, query.base_line, query.n_keys
             elif query.release:
-                forget = query.half
+                forget = query.region
         self.credits_left += score_taken - reads
         self.scores.put(self.sums.leaving(cycle))
+        self.freed = forget
         self.load_taken, self.line_taken = self.buffer.step(load, has_line, forget, forget)
         return takes
 
 
 class Pv:
-    """Mirrors :class:`hw.pv.rtl.Pv`; every row is a whole sum."""
+    """Mirrors :class:`hw.pv.rtl.Pv`."""
 
     def __init__(self, config: PvConfig) -> None:
         self.config = config
-        self.buffer = Buffer()
-        self.row: Row | None = None
+        self.buffer = Buffer(config.n_regions)
+        self.row: Weighted | None = None
         """The row whose beats are taken."""
         self.position = 0
         """Its kept vectors taken."""
-        self.beat_row: Row | None = None
+        self.beat_row: Weighted | None = None
         """The row of the beat held."""
         self.pending: list[tuple[int, int]] = []
         """Line and slot of each lane that waits, in order."""
@@ -129,13 +135,13 @@ class Pv:
         self.adding = Delay(config.latency_cycles - 1 + config.magnitude_latency_cycles)
         self.magnitudes = Queue(config.magnitude_fifo_beats)
         self.load_taken = self.line_taken = self.row_taken = self.beat_taken = False
-        self.freed_half: int | None = None
-        """Half of a row that was taken in this cycle and releases it."""
+        self.freed: int | None = None
+        """Region whose lines no longer count after this cycle."""
 
     def step(
         self,
         cycle: int,
-        row: Row | None,
+        row: Weighted | None,
         beat: Beat | None,
         load: Load | None,
         has_line: bool,
@@ -151,10 +157,11 @@ class Pv:
         forget = None
         if done and self.beat_row is not None:
             if self.ends_row:
-                self.sums.enter(cycle, True)
-                self.adding.enter(cycle, True)
-                if self.beat_row.releases:
-                    forget = self.beat_row.half
+                if self.beat_row.last:
+                    self.sums.enter(cycle, True)
+                    self.adding.enter(cycle, True)
+                if self.beat_row.release:
+                    forget = self.beat_row.region
                     self.freeing.enter(cycle, forget)
             self.beat_row = None
         if granted:
@@ -163,13 +170,11 @@ class Pv:
             self._hold(now, beat)
         if ends:
             self.row = None
-        self.freed_half = None
+        self.freed = forget
         if self.row_taken and row is not None:
             self.row, self.position = row, 0
-            if row.releases:
-                self.freed_half = row.half
         for place in (0, 1):
-            self.places_left[place] += taken[place] - self.row_taken
+            self.places_left[place] += taken[place] - (self.row_taken and row is not None and row.last)
         self.outputs.put(self.sums.leaving(cycle))
         self.magnitudes.put(self.adding.leaving(cycle))
         free = self.freeing.leaving(cycle)
@@ -180,17 +185,17 @@ class Pv:
         row = self.beat_row
         if row is None:
             return [], False
-        n_written = self.buffer.n_written[row.half]
+        n_written = self.buffer.n_written[row.region]
         granted, seen = [], set()
         for lane in self.pending:
             line, slot = lane
             if slot not in seen and line < n_written:
                 granted.append(lane)
             seen.add(slot)
-        waits = self.ends_row and n_written < row.releases
+        waits = self.ends_row and n_written < row.release
         return granted, len(granted) == len(self.pending) and not waits
 
-    def _hold(self, row: Row, beat: Beat) -> None:
+    def _hold(self, row: Weighted, beat: Beat) -> None:
         indices = row.kept[self.position : self.position + beat[0]]
         self.position += beat[0]
         self.beat_row, self.ends_row = row, beat[1]

@@ -32,7 +32,8 @@ class Layer:
     """From a given list."""
     head_choice: "Choice | None"
     """None where heads have one row each."""
-    token_choice: "Choice"
+    token_choice: "Choice | None"
+    """None where only sums over the heads are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,6 @@ class Choice:
     """Places in the list chosen from."""
 
 
-WHOLE_LIST, ZERO = -1, -2
-"""Reads of a list other than of one line: all of it; {0} in its place."""
-
-
 class KeptList:
     """Mirrors :class:`hw.attention.lists.KeptList`."""
 
@@ -55,17 +52,15 @@ class KeptList:
         self.lanes = lanes
         self.n, self.n_written, self.filled = 0, 0, 0
         self.filling = False
-        self.active, self.is_chunk, self.line = False, False, 0
-        self.n_read = 0
-        """Length of the list when its reading began."""
+        self.active, self.left = False, 0
+        """Numbers still to be read."""
         self.out: Beat | None = None
 
     def step(self, fill: int | None, kept: Beat | None, read: int | None) -> bool:
-        """One cycle after ``out`` was taken. ``fill`` and ``kept`` only where they are taken; ``read`` is a
-        line, WHOLE_LIST or ZERO. Whether the read was taken."""
-        flow = self.out is None
-        left = self.n_read - self.line * self.lanes
-        ends = self.is_chunk or left <= self.lanes
+        """One cycle after ``out`` was taken. ``fill`` and ``kept`` only where they are taken; ``read``: so
+        many numbers are to be read. Whether the read was taken."""
+        flow, left = self.out is None, self.left
+        ends = left <= self.lanes
         moves = self.active and flow
         ready = not self.active or (moves and ends)
         if not self.active and read is None:
@@ -74,11 +69,9 @@ class KeptList:
         if flow:
             self.out = (min(left, self.lanes), ends) if self.active else None
         if moves:
-            self.line += 1
+            self.left -= self.lanes
         if ready:
-            self.active, self.is_chunk = read is not None, read not in (None, WHOLE_LIST)
-            self.line = max(read or 0, 0)
-            self.n_read = 1 if read == ZERO else self.n
+            self.active, self.left = read is not None, read or 0
         self._write(fill, kept)
         return ready and read is not None
 
@@ -265,6 +258,8 @@ class Cascade:
         self.out_head: Head | None = None
         """It waits until the next head's number is there."""
         self.summary_stamps: list[int] = []
+        self.summed = False
+        """All sums of the layer have left in this cycle."""
 
     @property
     def layer(self) -> Layer:
@@ -433,7 +428,7 @@ class Cascade:
             if side.fill in offers and not side.list.filling:
                 taken.add(side.fill)
                 fill = n
-            read = WHOLE_LIST if side.read in offers else None
+            read = side.list.n if side.read in offers else None
             if side is self.tokens and not self.selecting:
                 read = list_read
             into = kept if side is self.side else None
@@ -479,6 +474,9 @@ class Cascade:
                 self.head += 1
                 if self.head == self.layer.n_model_heads:
                     self.head, self.state = 0, "HEADS"
+            case "SUMS":
+                if self.summed:
+                    self.state = "SUMMARY"
             case "WAIT":
                 if self.has_ended == {"kept", "list"}:
                     self.has_ended.clear()
@@ -508,6 +506,8 @@ class Cascade:
             self.state = "GIVEN tokens" if self.layer.tokens == "given" else self._after_tokens
         elif self.state == "FORGET":
             self.of_tokens, self.state = True, "READ"
+        elif self.state == "HEADS" and self.layer.token_choice is None:
+            self.state = "SUMS"
         else:
             self.state = {"HEADS": "ROWS", "READ": "SELECT", "SELECT": "WAIT"}[self.state]
 

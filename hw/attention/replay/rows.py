@@ -49,6 +49,18 @@ class Row:
     """Lines of the half that this row releases in the second array, 0 for none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A row, or a tile of one, as the second array is given it."""
+
+    region: int
+    kept: list[int]
+    """Places in the region."""
+    vectors: int
+    release: int
+    last: bool
+
+
 @dataclass(slots=True)
 class Head:
     """One surviving head of one layer."""
@@ -61,6 +73,11 @@ class Head:
     """Lines that n rows take."""
     is_one: bool
     """Its only query is the row at position 0."""
+    n_summed: int
+    """Heads over which scores are added up, and nothing else is wanted; 0 where there is no such sum."""
+    streamed: bool
+    tile_keys: int
+    """Keys, or values, that are streamed together."""
     first_of_group: bool
     last_of_group: bool
     last: bool
@@ -70,7 +87,11 @@ class Head:
     @property
     def queries(self) -> np.ndarray:
         """Positions of its queries in their plane."""
-        return self.tokens[:1] * 0 if self.is_one else self.tokens
+        return np.arange(self.n_summed or 1) if self.is_one else self.tokens
+
+    @property
+    def only_sums(self) -> bool:
+        return self.n_summed > 0
 
 
 def finish_order(rows: Sequence[Row], window: int) -> list[Row]:
@@ -125,37 +146,41 @@ class Source:
         head: Head | None = self.heads.out
         if not self.started:
             if head is not None and (free or not head.first_of_group):
-                self.started = self.busy[half] = True
+                self.started, self.busy[half] = True, not head.streamed
                 for row in head.rows:
                     row.half = half
         elif taken and head is not None:
             self.row += 1
-            self.n_open[half] += 1
+            self.n_open[half] += not head.only_sums
             if self.row == len(head.rows):
                 self.row, self.started, self.heads.out = 0, False, None
-                if head.last_of_group:
-                    self.complete[half], self.half = True, 1 - half
+                if head.last_of_group and not head.only_sums:
+                    self.complete[half] = True
+                    self.half ^= not head.streamed
 
 
 class Reports:
     """Mirrors :class:`hw.attention.rows.Reports`."""
 
     def __init__(self, depth: int) -> None:
-        self.selected, self.weighted, self.finished = (Queue(depth) for _ in range(3))
-        self.fork = Fork(3)
+        self.selected, self.weighted, self.values, self.finished = (Queue(depth) for _ in range(4))
+        self.fork = Fork(4)
 
     def step(self, reports: Queue, source: Source) -> Row | None:
         """One cycle; the row that is reported in it."""
         row: Row | None = reports.out
-        queues = (self.selected, self.weighted, self.finished)
+        queues = (self.selected, self.weighted, self.values, self.finished)
         if row is None:
             for queue in queues:
                 queue.put()
             return None
-        row.releases = row.head.n_lines if source.ends[row.half] else 0
+        streamed = row.head.streamed
+        row.releases = row.head.n_lines if source.ends[row.half] and not streamed else 0
         ready = [queue.has_room for queue in queues]
         for queue, has_room, done in zip(queues, ready, self.fork.done, strict=True):
-            queue.put(row if has_room and not done else None)
+            wanted = streamed or queue is not self.values
+            queue.put(row if has_room and wanted and not done else None)
+        ready[2] |= not streamed
         if not self.fork.step(ready):
             return None
         reports.out = None

@@ -40,6 +40,7 @@ class LayerTrace:
     groups: Sequence[int]
     """Of each head present, which K and V it reads."""
     rows: Rows
+    streamed: bool
     head_dim: int
     progressive: bool
     used_lsb: np.ndarray
@@ -67,7 +68,7 @@ class LayerTrace:
         probabilities = self.probabilities[head, row, : self.n_keys(row)]
         return np.sort(np.argsort(-probabilities, kind="stable")[: self.n_values])
 
-    def requests(self, largest: int) -> "tuple[Request | None, Request | None, Request]":
+    def requests(self, largest: int) -> "tuple[Request | None, Request | None, Request | None]":
         """From a given list, of heads, of tokens; ``largest`` is the element of a token that is protected."""
 
         def of_tokens(importance: np.ndarray, k: int) -> Request:
@@ -77,8 +78,11 @@ class LayerTrace:
             return deciding, _most_important(deciding, k)
 
         given, heads = self.given_importance, self.head_importance
+        evicting = None if given is None else of_tokens(given, len(self.tokens))
+        if self.rows == "sum":
+            return evicting, None, None
         return (
-            None if given is None else of_tokens(given, len(self.tokens)),
+            evicting,
             None if self.rows == "one" else (heads, _most_important(heads, self.n_heads_next)),
             of_tokens(self.token_importance, self.n_tokens_next),
         )
@@ -107,7 +111,6 @@ def layers_of(traces: Sequence[LayerTrace], config: AttentionConfig) -> list[Lay
     layers = []
     for trace, present, of_layer in zip(traces, heads, requests, strict=True):
         eviction, head_choice, token_choice = map(choice, of_layer)
-        assert token_choice is not None
         layers.append(
             Layer(
                 tokens=trace.tokens_from,
@@ -127,7 +130,7 @@ def _heads(trace: LayerTrace, config: AttentionConfig, place: int) -> list[Head]
     """``place``: of the layer's first row in the query ring."""
     n = len(trace.tokens)
     vectors = config.qk.buffer.vectors_per_line(trace.head_dim)
-    locks = config.confidence.window > HALVES
+    locks = config.confidence.window > HALVES and not trace.streamed
     ends = [group != after for group, after in zip(trace.groups, [*trace.groups[1:], None], strict=True)]
     heads = []
     for number, (planes, used_lsb) in enumerate(zip(trace.planes, trace.used_lsb, strict=True)):
@@ -136,13 +139,16 @@ def _heads(trace: LayerTrace, config: AttentionConfig, place: int) -> list[Head]
             tokens=trace.tokens,
             planes=planes,
             n_lines=-(-n // vectors),
-            is_one=trace.rows == "one",
+            is_one=trace.rows in ("one", "sum"),
+            n_summed=len(ends) if trace.rows == "sum" else 0,
+            streamed=trace.streamed,
+            tile_keys=config.tile_keys(trace.head_dim),
             first_of_group=number == 0 or ends[number - 1],
             last_of_group=ends[number],
             last=is_last,
         )
         flushes = not head.is_one or is_last or (locks and ends[number])
-        for row, dropped in enumerate(used_lsb.tolist()):
+        for row, dropped in enumerate([False] if trace.rows == "sum" else used_lsb.tolist()):
             head.rows.append(
                 Row(
                     head=head,
@@ -151,7 +157,7 @@ def _heads(trace: LayerTrace, config: AttentionConfig, place: int) -> list[Head]
                     progressive=trace.progressive,
                     dropped=trace.progressive and dropped,
                     flush=trace.progressive and flushes and row == len(used_lsb) - 1,
-                    kept=trace.kept_values(number, row).tolist(),
+                    kept=[] if trace.rows == "sum" else trace.kept_values(number, row).tolist(),
                     vectors=vectors,
                 )
             )
@@ -166,11 +172,9 @@ def _select_values(
     """Finished rows take turns over the engines, whose pivots depend on all the requests before."""
     finished: list[tuple[Row, np.ndarray]] = []
     for trace, present in zip(traces, heads, strict=True):
-        rows = [row for head in present for row in head.rows]
-        elements = {
-            id(row): probabilities[: row.n_keys]
-            for row, probabilities in zip(rows, trace.probabilities.reshape(len(rows), -1), strict=True)
-        }
+        rows = [row for head in present if not head.only_sums for row in head.rows]
+        by_row = trace.probabilities.reshape(len(rows), len(trace.tokens))
+        elements = {id(row): of_row[: row.n_keys] for row, of_row in zip(rows, by_row, strict=True)}
         finished += [(row, elements[id(row)]) for row in finish_order(rows, config.confidence.window)]
     n_engines = config.n_value_engines
     for engine in range(n_engines):
