@@ -46,12 +46,19 @@ def sentiment(
         from functools import partial
 
         from algo.attention.finetune import TrainConfig
+        from benchmarks.quality.sentiment import TOKEN_FREE_FRACTION
         from benchmarks.quality.training import prepare_sentiment, pruning
 
         config = TrainConfig(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=device
         )
-        settings = partial(pruning, token_ratio=token_ratio, head_ratio=head_ratio, bits=bits)
+        settings = partial(
+            pruning,
+            token_ratio=token_ratio,
+            head_ratio=head_ratio,
+            bits=bits,
+            token_free_fraction=TOKEN_FREE_FRACTION,
+        )
         reviews = str(data) if data else None
         task = prepare_sentiment(model, reviews, settings, start, teacher, config, out)
     _train(task, as_json=as_json)

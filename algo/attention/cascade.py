@@ -93,11 +93,14 @@ class Cascade:
         select: Select = top_k,
         select_values: SelectRows = top_k_rows,
         capture: Capture = "nothing",
+        early_exit: bool = False,
     ) -> None:
+        """``early_exit``: a pruned token's row of the model's output is its last state, not zeros."""
         if capture == "integers" and None in (settings.q_bits, settings.k_bits, settings.v_bits):
             raise ValueError("a record of integers needs k_bits and v_bits (and q_bits) in the settings")
         self.settings, self.shape, self.capture = settings, shape, capture
         self.select, self.select_values = select, select_values
+        self.early_exit = early_exit
         self.head_counts = settings.heads_per_layer(shape.n_layers, shape.n_heads)
         settings.token_ratios(shape.n_layers)  # rejects a schedule of the wrong length before any work
         self.n_passes = 0
@@ -161,6 +164,8 @@ class Cascade:
         self.passes.append([])
         self.pass_keys = self.keys
         self.survivors: Tensor | None = None
+        self.last_states: Tensor | None = None
+        """With ``early_exit``, every row's state before the latest selection, float[B, n, C]."""
         self.kept_tokens, self.layer_lsb_fraction = [], []
         self.layer_token_importance, self.layer_head_importance = [], []
 
@@ -171,6 +176,8 @@ class Cascade:
         if layer == 0 or self.survivors is None:
             return x
         x = x.expand(len(self.survivors), *x.shape[1:])
+        if self.early_exit:
+            self.last_states = self._placed(x, self.kept_tokens[-1])
         index = self.survivors.view(*self.survivors.shape, *[1] * (x.dim() - 2))
         return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
@@ -179,11 +186,14 @@ class Cascade:
         return x if self.n_rows == 1 else x[0][self.rows]  # [B, n, D]
 
     def leave(self, x: Tensor) -> Tensor:
-        """Rows x : float[B, n, C] back in place among all rows of the pass; a pruned token's row is zero."""
-        if x.shape[1] == self.n_rows:
-            return x
-        index = self.rows[..., None].expand(-1, -1, x.shape[2])
-        return x.new_zeros(len(x), self.n_rows, x.shape[2]).scatter(1, index, x)
+        """Rows x : float[B, n, C] back in place among all rows of the pass; a pruned token's row is zero, or
+        with ``early_exit`` the state in which it left."""
+        return x if x.shape[1] == self.n_rows else self._placed(x, self.rows)
+
+    def _placed(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x : float[B, n, C] at ``rows`` int64[B, n]; elsewhere the last states known, or zeros."""
+        known = x.new_zeros(len(x), self.n_rows, x.shape[2]) if self.last_states is None else self.last_states
+        return known.scatter(1, rows[..., None].expand_as(x), x)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float = 0.0

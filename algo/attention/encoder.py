@@ -24,9 +24,9 @@ class EncoderResult:
     """What one text gave."""
 
     embedding: Tensor
-    """Mean over the surviving tokens, float[hidden]."""
+    """Mean of ``hidden`` over the tokens, float[hidden]."""
     hidden: Tensor
-    """Last hidden states of the surviving tokens, float[n_last, hidden]."""
+    """Last hidden states of the surviving tokens, float[n_last, hidden]; with ``early_exit`` of all n."""
     token_ids: Tensor
     """The input, int64[n]."""
     kept_tokens: tuple[Tensor, ...]
@@ -77,11 +77,17 @@ class Encoder:
         select: Select = top_k,
         select_values: SelectRows = top_k_rows,
         capture: Capture = "nothing",
+        early_exit: bool = False,
     ) -> tuple[Tensor, Cascade]:
-        """Last hidden states float[B, n_last, hidden] of ids int64[B, n], all of one length."""
-        cascade = Cascade(settings, self.shape, select, select_values, capture)
+        """Last hidden states float[B, n_last, hidden] of ids int64[B, n], all of one length.
+
+        ``early_exit``: float[B, n, hidden], a pruned token's row is the state in which it left.
+        """
+        cascade = Cascade(settings, self.shape, select, select_values, capture, early_exit)
         cascade.begin(ids.shape[0], ids.shape[1], ids.device)
         hidden = self.model(input_ids=ids, cascade=cascade, return_dict=True).last_hidden_state
+        if early_exit:
+            return hidden, cascade
         rows = cascade.rows[..., None].expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, rows), cascade
 
@@ -93,10 +99,11 @@ class Encoder:
         select: Select = top_k,
         select_values: SelectRows = top_k_rows,
         capture: Capture = "nothing",
+        early_exit: bool = False,
     ) -> EncoderResult:
         """Encode one text, or its token ids. ValueError on bad input (see :meth:`token_ids`)."""
         ids = self.token_ids(text)
-        hidden, cascade = self.forward(ids[None], settings, select, select_values, capture)
+        hidden, cascade = self.forward(ids[None], settings, select, select_values, capture, early_exit)
         return EncoderResult(
             embedding=hidden[0].mean(0),
             hidden=hidden[0],

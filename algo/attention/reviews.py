@@ -73,6 +73,19 @@ def split(reviews: list[Review]) -> Split:
     return Split(training=rest[:n_training], validation=rest[n_training:], test=test)
 
 
+def spliced(reviews: list[Review], n_copies: int) -> list[str]:
+    """New sentences, ``n_copies`` from each review: its words up to a random place, then those of another
+    random review from the same relative place on. What they say is for a teacher to judge."""
+    draw = random.Random(0)
+    words = [review.text.split() for review in reviews]
+    texts = []
+    for first in words * n_copies:
+        second, share = draw.choice(words), draw.random()
+        head, tail = max(1, round(share * len(first))), min(len(second) - 1, round(share * len(second)))
+        texts.append(" ".join(first[:head] + second[tail:]))
+    return texts
+
+
 def _fetched() -> Path:
     """The packaged file, in the user's cache."""
     target = cache_folder() / "reviews" / Path(INNER_FILE).name

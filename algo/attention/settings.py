@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 BIT_WIDTHS = (4, 6, 8, 10, 12)
@@ -76,8 +76,10 @@ class CascadeSettings:
     """r_avg of cascade token pruning: mean keep ratio of the pruned layers, in (0, 1]; 1 is off."""
     token_keep_start: float | None = None
     """r_start of the linear schedule; None: see :func:`keep_schedule`."""
+    token_free_fraction: float = TOKEN_FREE_FRACTION
+    """Leading share of layers that keep every token, in 0..1 (exclusive)."""
     token_schedule: tuple[float, ...] | None = None
-    """Keep ratio of every layer, non-increasing; overrides ``token_keep``."""
+    """Keep ratio of every layer, non-increasing; overrides the three above."""
     head_keep: float = 1.0
     """r_avg of cascade head pruning, in (0, 1]; 1 is off."""
     head_counts: tuple[int, ...] | None = None
@@ -113,6 +115,10 @@ class CascadeSettings:
                 raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
         if self.score_prompt and self.prune_prompt:
             raise ValueError("score_prompt must be False where prune_prompt is True: such a prompt is scored")
+        if not 0 <= self.token_free_fraction < 1:
+            raise ValueError(
+                f"token_free_fraction must be at least 0 and below 1, not {self.token_free_fraction}"
+            )
         if not 0 <= self.lsb_threshold <= 1:
             raise ValueError(f"lsb_threshold must be in 0..1, not {self.lsb_threshold}")
         for name in ("q_bits", "k_bits", "v_bits"):
@@ -154,8 +160,13 @@ class CascadeSettings:
     def token_ratios(self, n_layers: int) -> list[float]:
         """Keep ratio of every layer; ValueError where an explicit schedule has another length."""
         if self.token_schedule is None:
-            return keep_schedule(n_layers, self.token_keep, TOKEN_FREE_FRACTION, self.token_keep_start)
+            return keep_schedule(n_layers, self.token_keep, self.token_free_fraction, self.token_keep_start)
         return list(_of_length("token_schedule", self.token_schedule, n_layers))
+
+    def relaxed(self, share: float, n_layers: int) -> "CascadeSettings":
+        """The same with token ratios on the way from 1 (``share`` 0) to these (1)."""
+        ratios = tuple(1 - share * (1 - ratio) for ratio in self.token_ratios(n_layers))
+        return replace(self, token_schedule=ratios)
 
     def token_counts(self, n_layers: int, n_tokens: int) -> list[int]:
         """Nominal keys of every layer, a share of the reference length; may exceed ``n_tokens``."""

@@ -280,9 +280,14 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, out: Path) -> list[Path]:
-    """Write ``summary.json``, one CSV per table and PNG + SVG plots of what is there; returns the paths."""
+    """Write ``summary.json``, one CSV per table and PNG + SVG plots of what is there; returns the paths.
+
+    What ``out`` says of experiments without results in ``folder`` stays, with the provenance it had.
+    """
     summary = summarise(folder)
-    written = [_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")]
+    path = out / "summary.json"
+    whole = summary | {name: part for name, part in _earlier(path).items() if name not in summary}
+    written = [_write(path, json.dumps(whole, indent=1) + "\n")]
     figures: dict[str, Callable[[], Figure]] = {}
     if "language" in summary:
         rows = summary["language"]["rows"]
@@ -306,6 +311,18 @@ def write(folder: Path, out: Path) -> list[Path]:
                 write_atomically(out / f"{name}.{kind}", data.getvalue())
                 written.append(out / f"{name}.{kind}")
     return written
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The experiments in a summary written before, each with its provenance; ValueError if damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text())
+        provenance = {"provenance": summary["provenance"]}
+        return {name: provenance | summary[name] for name in EXPERIMENTS if name in summary}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a summary of results: remove it to write another") from None
 
 
 def _write(path: Path, text: str) -> Path:

@@ -2,15 +2,14 @@
 """Accuracy of an encoder on movie-review sentiment: pruned and quantised, fine-tuned, against dense.
 
 ``dense`` is trained once from the packaged weights. From there, for each seed: ``pruned``, with the dense
-model as its teacher, and ``longer``, the dense model trained with the pruned run's epochs, learning rate and
-batches. ``longer`` is the fair opponent of ``pruned``; ``dense`` is what it started from. A seed orders the
-batches and draws the dropout of both. All are tested on the same sentences: differences are paired. Choices
-were made on the validation part, seed 0 (docs/attention.md).
+model as its teacher, and ``longer``, which differs in nothing but that pruning and quantisation are off: the
+fair opponent of ``pruned``. A seed orders the batches and draws the dropout of both. All are tested on the
+same sentences: differences are paired. Choices were made on the validation part, seed 0 (docs/attention.md).
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from algo.attention.finetune import (
     SentimentTask,
     Teacher,
     TrainConfig,
+    matmul_precision,
     restore_weights,
     train,
 )
-from algo.attention.reviews import Review, Split, load_reviews, split
+from algo.attention.reviews import Review, Split, load_reviews, spliced, split
 from algo.attention.settings import (
     HEAD_FREE_FRACTION,
-    TOKEN_FREE_FRACTION,
     CascadeSettings,
     mean_keep,
 )
@@ -41,6 +40,12 @@ from benchmarks.quality.store import cached
 OFF = CascadeSettings()
 SOURCE = "movie reviews"
 DISTILLATION = Distillation(importance=3.0)
+TOKEN_FREE_FRACTION = 0.30
+"""Tokens start to go after as many layers as heads do (paper: 0.15)."""
+N_COPIES = 1
+"""Spliced sentences for each one of the training part, labelled by the teacher."""
+ANNEAL = 0.4
+"""Share of the fine-tuning in which token pruning sets in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,16 +55,18 @@ class Setup:
     model: str = "minilm"
     token_ratio: float = 1.9
     """Layers / sum of keep ratios (paper: token and value pruning 1.9x on average)."""
-    token_keep_start: float | None = 0.55
-    """r_start of the token schedule; None: steeper, min(1, 1.5 r_avg)."""
+    token_free_fraction: float = TOKEN_FREE_FRACTION
     head_ratio: float = 1.1
     bits: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs after the dense one, whose seed is 0."""
     dense_epochs: int = 6
     dense_learning_rate: float = 1e-4
-    pruned_epochs: int = 4
-    """Of the pruned run and the longer dense one, which start where the dense one ended."""
+    n_copies: int = N_COPIES
+    anneal: float = ANNEAL
+    pruned_epochs: int = 2
+    """Of the pruned run and the longer dense one, over the sentences and the spliced ones. Both start where
+    the dense one ended."""
     pruned_learning_rate: float = 1e-4
     distillation: Distillation = DISTILLATION
     device: str = "cpu"
@@ -67,8 +74,8 @@ class Setup:
     def settings(self, n_layers: int) -> CascadeSettings:
         """The pruned case on a model of ``n_layers``."""
         return CascadeSettings(
-            token_keep=mean_keep(self.token_ratio, n_layers, TOKEN_FREE_FRACTION),
-            token_keep_start=self.token_keep_start,
+            token_keep=mean_keep(self.token_ratio, n_layers, self.token_free_fraction),
+            token_free_fraction=self.token_free_fraction,
             head_keep=mean_keep(self.head_ratio, n_layers, HEAD_FREE_FRACTION),
             q_bits=self.bits,
             k_bits=self.bits,
@@ -77,19 +84,20 @@ class Setup:
 
     def dense_config(self) -> TrainConfig:
         """Of the dense run."""
-        return TrainConfig(
-            epochs=self.dense_epochs, learning_rate=self.dense_learning_rate, device=self.device
-        )
+        return self._config(self.dense_epochs, self.dense_learning_rate, seed=0)
 
     def pruned_config(self, seed: int) -> TrainConfig:
         """Of the pruned run, and of the longer dense one."""
+        return self._config(self.pruned_epochs, self.pruned_learning_rate, seed)
+
+    def _config(self, epochs: int, learning_rate: float, seed: int) -> TrainConfig:
         return TrainConfig(
-            epochs=self.pruned_epochs, learning_rate=self.pruned_learning_rate, seed=seed, device=self.device
+            epochs=epochs, learning_rate=learning_rate, seed=seed, device=self.device, bfloat16_products=True
         )
 
 
 def run(folder: Path, setup: Setup, data: str | None, progress: Progress) -> None:
-    """Train and test what is not there yet, the longer dense runs last; interrupted trainings resume."""
+    """Train and test what is not there yet, seed by seed; interrupted trainings resume."""
     reviews = load_reviews(data)
     parts = split(reviews)
     mark = hashlib.sha256("\n".join(review.text for review in reviews).encode()).hexdigest()
@@ -97,15 +105,15 @@ def run(folder: Path, setup: Setup, data: str | None, progress: Progress) -> Non
     inputs = asdict(setup) | {"data_sha256": mark} | sizes
     del inputs["seeds"]
     cached(folder, "dense", inputs, partial(run_dense, folder, setup, parts, progress))
-    for name, compute in (("pruned", run_pruned), ("longer", run_longer)):
-        for seed in setup.seeds:
+    for seed in setup.seeds:
+        for name, compute in (("pruned", run_pruned), ("longer", run_longer)):
             task = partial(compute, folder, setup, seed, parts, progress)
             cached(folder, f"{name}-{seed}", inputs | {"seed": seed}, task)
 
 
 def run_dense(folder: Path, setup: Setup, parts: Split, progress: Progress) -> dict[str, Any]:
     """The dense model: which sentences it gets right as it is, and pruned without fine-tuning."""
-    dense = train_dense(folder / "dense", None, setup.dense_config(), setup, parts, progress)
+    dense = train_dense(folder / "dense", setup, parts, progress)
     settings = setup.settings(dense.encoder.shape.n_layers)
     cases = {"dense": OFF, "pruned_without_finetuning": settings}
     return {"settings": settings.to_dict(), **_tested_on_both(dense, parts, cases)}
@@ -113,15 +121,13 @@ def run_dense(folder: Path, setup: Setup, parts: Split, progress: Progress) -> d
 
 def run_pruned(folder: Path, setup: Setup, seed: int, parts: Split, progress: Progress) -> dict[str, Any]:
     """The dense model, pruned and fine-tuned."""
-    pruned = train_pruned(folder / f"seed-{seed}" / "pruned", folder / "dense", setup, seed, parts, progress)
+    pruned = train_further(folder, "pruned", setup, seed, parts, progress)
     return _tested_on_both(pruned, parts, {"pruned": pruned.settings})
 
 
 def run_longer(folder: Path, setup: Setup, seed: int, parts: Split, progress: Progress) -> dict[str, Any]:
-    """The dense model, trained further with the pruned run's epochs and learning rate."""
-    config = setup.pruned_config(seed)
-    run_folder = folder / f"seed-{seed}" / "longer"
-    longer = train_dense(run_folder, folder / "dense", config, setup, parts, progress)
+    """The dense model, trained further in the same way, but with everything off."""
+    longer = train_further(folder, "longer", setup, seed, parts, progress)
     return _tested_on_both(longer, parts, {"longer": OFF})
 
 
@@ -135,31 +141,42 @@ def _tested_on_both(
     }
 
 
-def train_dense(
-    folder: Path, start: Path | None, config: TrainConfig, setup: Setup, parts: Split, progress: Progress
-) -> SentimentTask:
-    """From the packaged weights, or from the finished run in the folder ``start``."""
-    source = SOURCE + (f", from {_digest(start)}" if start else "")
-    task = SentimentTask(load_encoder(setup.model), parts.training, OFF, source)
-    if start:
-        restore_weights(task.module, start)
-    what = f"seed {config.seed} {folder.name}"
-    train(task, config, folder, lambda i, n, loss: progress(what, i, n))
+def train_dense(folder: Path, setup: Setup, parts: Split, progress: Progress) -> SentimentTask:
+    """From the packaged weights."""
+    task = SentimentTask(load_encoder(setup.model), parts.training, OFF, SOURCE)
+    train(task, setup.dense_config(), folder, lambda i, n, loss: progress("dense", i, n))
     return task
 
 
-def train_pruned(
-    folder: Path, dense: Path, setup: Setup, seed: int, parts: Split, progress: Progress
+def train_further(
+    folder: Path, name: str, setup: Setup, seed: int, parts: Split, progress: Progress
 ) -> SentimentTask:
-    """From the finished run in the folder ``dense``, which also teaches."""
-    encoder = load_encoder(setup.model)
+    """The run "pruned" or "longer", from the finished run ``folder / "dense"``, which also teaches."""
+    encoder, dense = load_encoder(setup.model), folder / "dense"
     progress(f"seed {seed} teacher", 0, 1)
-    teacher = taught_by(dense, encoder, parts.training, SOURCE, setup.device)
-    settings = setup.settings(encoder.shape.n_layers)
-    task = SentimentTask(encoder, parts.training, settings, teacher.source, teacher, setup.distillation)
+    reviews, teacher = lessons(dense, encoder, parts.training, setup.n_copies, SOURCE, setup.device)
+    settings = setup.settings(encoder.shape.n_layers) if name == "pruned" else OFF
+    task = SentimentTask(
+        encoder, reviews, settings, teacher.source, teacher, setup.distillation, True, setup.anneal
+    )
     restore_weights(task.module, dense)
-    train(task, setup.pruned_config(seed), folder, lambda i, n, loss: progress(f"seed {seed} pruned", i, n))
+    run_folder, config = folder / f"seed-{seed}" / name, setup.pruned_config(seed)
+    train(task, config, run_folder, lambda i, n, loss: progress(f"seed {seed} {name}", i, n))
     return task
+
+
+def lessons(
+    dense: Path, encoder: Encoder, reviews: list[Review], n_copies: int, source: str, device: str
+) -> tuple[list[Review], Teacher]:
+    """The reviews with ``n_copies`` spliced ones for each, and all that :func:`taught_by` says about them.
+
+    A spliced one is positive where the teacher says so.
+    """
+    unjudged = [Review(text, positive=False) for text in spliced(reviews, n_copies)]
+    teacher = taught_by(dense, encoder, reviews + unjudged, source, device)
+    verdicts = teacher.logits.argmax(1).bool().tolist()[len(reviews) :]
+    judged = [replace(review, positive=verdict) for review, verdict in zip(unjudged, verdicts, strict=True)]
+    return reviews + judged, teacher
 
 
 def taught_by(dense: Path, encoder: Encoder, reviews: list[Review], source: str, device: str) -> Teacher:
@@ -178,7 +195,8 @@ def taught_by(dense: Path, encoder: Encoder, reviews: list[Review], source: str,
         if teacher.source == taught.source and teacher.fits(taught.ids):
             return teacher
     taught.module.to(device)
-    teacher = taught.teach()
+    with matmul_precision(bfloat16_products=True):
+        teacher = taught.teach()
     teacher.save(path)
     return teacher
 
@@ -204,7 +222,7 @@ def _digest(folder: Path) -> str:
 
 def tested(trained: SentimentTask, reviews: list[Review], settings: CascadeSettings) -> str:
     """One digit per sentence, 1 where right."""
-    task = SentimentTask(trained.encoder, reviews, settings, "test")
+    task = SentimentTask(trained.encoder, reviews, settings, "test", early_exit=True)
     task.head.load_state_dict(trained.head.state_dict())
     task.module.to(next(trained.module.parameters()).device)
     return "".join(str(int(right)) for right in task.correct().tolist())

@@ -19,17 +19,23 @@ from algo.attention.settings import (
     parse_bits,
 )
 from benchmarks.quality.progress import Progress
-from benchmarks.quality.sentiment import DISTILLATION, taught_by
+from benchmarks.quality.sentiment import ANNEAL, DISTILLATION, N_COPIES, lessons
 from benchmarks.quality.text import load_text
 
 HELD_OUT_SHARE = 0.1
 """Of a text, at its end."""
 
 
-def pruning(n_layers: int, token_ratio: float, head_ratio: float, bits: str | None) -> CascadeSettings:
+def pruning(
+    n_layers: int,
+    token_ratio: float,
+    head_ratio: float,
+    bits: str | None,
+    token_free_fraction: float = TOKEN_FREE_FRACTION,
+) -> CascadeSettings:
     """Settings from overall ratios (layers / sum of keep ratios) and bits such as 8 or 6+4.
 
-    Bits of None or "float" quantise nothing.
+    Bits of None or "float" quantise nothing; a ratio of 1 prunes nothing.
 
     ValueError where a ratio is below 1 or cannot be reached.
     """
@@ -37,14 +43,15 @@ def pruning(n_layers: int, token_ratio: float, head_ratio: float, bits: str | No
     if widths and not widths["lsb_bits"]:
         widths["q_bits"] = widths["k_bits"]
     try:
-        token_keep = mean_keep(token_ratio, n_layers, TOKEN_FREE_FRACTION)
+        token_keep = mean_keep(token_ratio, n_layers, token_free_fraction)
     except ValueError as error:
         raise ValueError(f"token {error}") from None
     try:
         head_keep = mean_keep(head_ratio, n_layers, HEAD_FREE_FRACTION)
     except ValueError as error:
         raise ValueError(f"head {error}") from None
-    return CascadeSettings(token_keep=token_keep, head_keep=head_keep, **widths)
+    more = widths | ({"token_free_fraction": token_free_fraction} if token_ratio > 1 else {})
+    return CascadeSettings(token_keep=token_keep, head_keep=head_keep, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +93,24 @@ def prepare_sentiment(
 ) -> SentimentRun:  # fmt: skip
     """Load model and reviews; ``settings_of(n_layers)`` gives the settings, ``start`` a finished run.
 
-    ``teacher`` is a finished dense run to distil from; without ``start`` the new run also starts there.
+    ``teacher`` is a finished dense run to distil from, on spliced sentences too; without ``start`` the new
+    run also starts there.
     """
     encoder = load_encoder(model)
     settings = settings_of(encoder.shape.n_layers)
     parts = split(load_reviews(data))
     start = start or teacher
     source = f"from {start}" if start else "from the model"
-    lessons = taught_by(teacher, encoder, parts.training, "reviews", config.device) if teacher else None
-    task = SentimentTask(encoder, parts.training, settings, source, lessons, DISTILLATION)
+    reviews, said = parts.training, None
+    if teacher:
+        reviews, said = lessons(teacher, encoder, reviews, N_COPIES, "reviews", config.device)
+    task = SentimentTask(encoder, reviews, settings, source, said, DISTILLATION, True, ANNEAL)
     if start is not None:
         restore_weights(task.module, start)
     return SentimentRun(
         task=task,
-        validation=SentimentTask(encoder, parts.validation, settings, "validation"),
-        test=SentimentTask(encoder, parts.test, settings, "test"),
+        validation=SentimentTask(encoder, parts.validation, settings, "validation", early_exit=True),
+        test=SentimentTask(encoder, parts.test, settings, "test", early_exit=True),
         config=config,
         folder=folder,
     )

@@ -187,6 +187,30 @@ def test_gradients_flow_through_pruning_and_quantisation(encoder, ids):
     encoder.model.zero_grad()
 
 
+@torch.no_grad()
+def test_early_exit_reads_each_token_where_it_left(encoder, ids):
+    """Against the output of every layer, watched from outside; what the attention does is the same."""
+    outputs = []  # [n_l, hidden]
+    hooks = [
+        layer.output.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
+        for layer in encoder.model.encoder.layer
+    ]
+    settings = CascadeSettings(token_keep=0.5, head_keep=0.7, q_bits=12, k_bits=8, v_bits=8)
+    plain = encoder.run(ids, settings)
+    outputs.clear()
+    result = encoder.run(ids, settings, early_exit=True)
+    for hook in hooks:
+        hook.remove()
+    expected = torch.zeros(20, 24, dtype=torch.float64)
+    for kept, output in zip(result.kept_tokens, outputs, strict=True):
+        expected[kept] = output
+    assert torch.equal(result.hidden, expected) and torch.equal(result.embedding, expected.mean(0))
+    assert torch.equal(result.hidden[result.kept_tokens[-1]], plain.hidden)
+    assert result.n_kept_tokens == plain.n_kept_tokens and result.n_kept_tokens[-1] < 20
+    off = encoder.run(ids, early_exit=True).hidden
+    assert torch.equal(off, encoder.run(ids).hidden)
+
+
 def test_minilm_pruned_embedding_stays_close(minilm):
     dense, pruned = minilm.run(TEXT), minilm.run(TEXT, CascadeSettings(token_keep=0.7))
     assert sum(pruned.n_kept_tokens) < sum(dense.n_kept_tokens)

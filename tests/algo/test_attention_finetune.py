@@ -2,6 +2,7 @@
 """Fine-tuning: it learns through pruning and quantisation, and resumes to the same bits."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from algo.attention.finetune import (
     restore_weights,
     train,
 )
-from algo.attention.reviews import Review, load_reviews, split
+from algo.attention.reviews import Review, load_reviews, spliced, split
 from algo.attention.settings import CascadeSettings
 
 PRUNED = CascadeSettings(token_keep=0.6, head_keep=0.7, q_bits=8, k_bits=8, v_bits=8)
@@ -52,11 +53,11 @@ def sentiment_task(settings: CascadeSettings = PRUNED, **more) -> SentimentTask:
     return SentimentTask(encoder, reviews, settings, "letters", **more)
 
 
-def distilled_task(**weights: float) -> SentimentTask:
+def distilled_task(*, anneal: float = 0.0, **weights: float) -> SentimentTask:
     """Taught by the same model with a head that is not zero."""
     dense = sentiment_task(OFF)
     torch.nn.init.normal_(dense.head.weight, generator=torch.Generator().manual_seed(2))
-    return sentiment_task(teacher=dense.teach(), distillation=Distillation(**weights))
+    return sentiment_task(teacher=dense.teach(), distillation=Distillation(**weights), anneal=anneal)
 
 
 def language_task(settings: CascadeSettings = PRUNED) -> LanguageTask:
@@ -80,7 +81,7 @@ def test_training_lowers_the_loss(make, tmp_path):
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-@pytest.mark.parametrize("make", [sentiment_task, distilled_task, language_task])
+@pytest.mark.parametrize("make", [sentiment_task, partial(distilled_task, anneal=0.4), language_task])
 def test_an_interrupted_run_resumes_to_the_same_bits(make, tmp_path):
     whole = train(make(), CONFIG, tmp_path / "whole", quiet)
 
@@ -97,6 +98,27 @@ def test_an_interrupted_run_resumes_to_the_same_bits(make, tmp_path):
     a, b = (load_file(tmp_path / part / "weights.safetensors") for part in ("whole", "halves"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert sorted(p.name for p in (tmp_path / "halves").iterdir()) == ["train.json", "weights.safetensors"]
+
+
+def test_bfloat16_products_are_for_the_training_alone(tmp_path):
+    """Seen from within the loss; an error leaves nothing behind either."""
+    task, seen = sentiment_task(), []
+    loss = task.loss
+
+    def watched(batch, progress):
+        seen.append(torch.get_float32_matmul_precision())
+        if len(seen) > 3:
+            raise Stop
+        return loss(batch, progress)
+
+    task.loss = watched
+    with pytest.raises(Stop):
+        train(task, TrainConfig(batch_size=8, bfloat16_products=True), tmp_path / "a", quiet)
+    assert seen == ["medium"] * 4 and torch.get_float32_matmul_precision() == "highest"
+    seen.clear()
+    with pytest.raises(Stop):
+        train(task, TrainConfig(batch_size=8), tmp_path / "b", quiet)
+    assert seen == ["highest"] * 4
 
 
 def test_a_finished_run_is_not_repeated(tmp_path):
@@ -159,6 +181,41 @@ def test_importance_divergence_by_hand():
         target = target / target.sum(1, keepdim=True)
         expected = (target * (target / share).log()).sum(1).mean()
         assert float(divergence) == pytest.approx(float(expected), abs=1e-6) and float(divergence) > 0.01
+
+
+def test_head_reads_the_survivors_or_with_early_exit_all():
+    batch = torch.tensor([5])
+    for early_exit in (False, True):
+        task = sentiment_task(early_exit=early_exit)
+        task.module.eval()
+        mean, _ = task.embed(batch)
+        result = task.encoder.run(task.ids[5], PRUNED, early_exit=early_exit)
+        n_read = len(task.ids[5]) if early_exit else result.n_kept_tokens[-1]
+        assert len(result.hidden) == n_read
+        assert torch.allclose(mean[0], result.embedding, atol=1e-6)
+        mean.square().sum().backward()
+        grad = task.encoder.model.encoder.layer[0].output.dense.weight.grad
+        assert grad is not None and grad.abs().sum() > 0
+
+
+def test_pruning_sets_in_over_the_first_part_of_the_steps(tmp_path):
+    task, lengths, kept = sentiment_task(anneal=0.5), [], []
+    embed = task.embed
+
+    def watched(*arguments):
+        mean, cascade = embed(*arguments)
+        lengths.append(cascade.n_tokens)
+        kept.append(cascade.keys.shape[1])
+        return mean, cascade
+
+    task.embed = watched
+    train(task, CONFIG, tmp_path, quiet)
+    n_steps = len(kept)
+    ratios = PRUNED.token_ratios(3)
+    for step, (n, m) in enumerate(zip(lengths, kept, strict=True)):
+        share = min(1.0, step / n_steps / 0.5)
+        assert m == int((1 - share * (1 - ratios[-1])) * n + 1e-9)
+    assert kept[0] == lengths[0] and kept[-1] < lengths[-1]
 
 
 def test_matching_the_importance_makes_selections_follow_the_teacher(tmp_path):
@@ -238,10 +295,17 @@ def test_a_run_saved_before_a_setting_existed(tmp_path):
     path = tmp_path / "train.json"
     saved = json.loads(path.read_text())
     del saved["run"]["task"]["settings"]["score_prompt"]
+    del (
+        saved["run"]["task"]["early_exit"],
+        saved["run"]["task"]["anneal"],
+        saved["run"]["config"]["bfloat16_products"],
+    )
     path.write_text(json.dumps(saved))
     assert train(sentiment_task(), TrainConfig(), tmp_path, quiet) == saved["losses"]
     with pytest.raises(ValueError, match="holds another run: settings"):
         train(sentiment_task(OFF), TrainConfig(), tmp_path, quiet)
+    with pytest.raises(ValueError, match="holds another run: early_exit False there, True here"):
+        train(sentiment_task(early_exit=True), TrainConfig(), tmp_path, quiet)
 
 
 def test_damaged_checkpoint(tmp_path):
@@ -315,6 +379,23 @@ def test_reviews_file(tmp_path):
         load_reviews(path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_reviews(tmp_path / "none")
+
+
+def test_spliced_sentences():
+    reviews = [
+        Review(" ".join(f"{name}{i}" for i in range(n)), True)
+        for name, n in zip("abcde", (1, 2, 5, 9, 20), strict=True)
+    ]
+    texts = spliced(reviews, 40)
+    assert len(texts) == 200 and texts == spliced(reviews, 40) and len(set(texts)) > 50
+    lengths = dict(zip("abcde", (1, 2, 5, 9, 20), strict=True))
+    for i, text in enumerate(texts):
+        words = text.split()
+        first, second = words[0][0], words[-1][0]
+        n = next((n for n, word in enumerate(words) if word != f"{first}{n}"), len(words))
+        assert first == "abcde"[i % 5] and words[:n] == reviews[i % 5].text.split()[:n]
+        assert words[n:] == reviews["abcde".index(second)].text.split()[lengths[second] - len(words[n:]) :]
+    assert {text.split()[-1][0] for text in texts} == set("abcde")
 
 
 def test_split_is_fixed_and_disjoint():

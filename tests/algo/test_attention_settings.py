@@ -34,6 +34,22 @@ def test_token_counts_of_minilm_by_hand():
     assert CascadeSettings(token_keep=0.5).token_counts(6, 20) == [20, 15, 12, 10, 7, 5]
 
 
+def test_token_counts_after_two_full_layers_by_hand():
+    # 1.9x over six layers: 6 / 1.9 - 2 = 1.158 for four layers, 0.4342 down to 0.1447 in equal steps
+    settings = CascadeSettings(token_keep=mean_keep(1.9, 6, 0.3), token_free_fraction=0.3)
+    assert settings.token_ratios(6) == pytest.approx([1, 1, 0.43421, 0.33772, 0.24123, 0.14474], abs=1e-5)
+    assert settings.token_counts(6, 27) == [27, 27, 11, 9, 6, 3]
+
+
+def test_relaxed_ratios_by_hand():
+    settings = CascadeSettings(token_keep=0.5, head_keep=0.7)  # 1, .75, .625, .5, .375, .25
+    half = settings.relaxed(0.5, 6)
+    assert half.token_ratios(6) == pytest.approx([1, 0.875, 0.8125, 0.75, 0.6875, 0.625])
+    assert settings.relaxed(0, 6).token_ratios(6) == [1] * 6
+    assert settings.relaxed(1, 6).token_ratios(6) == pytest.approx(settings.token_ratios(6))
+    assert half.heads_per_layer(6, 12) == settings.heads_per_layer(6, 12)
+
+
 def test_head_counts_by_hand():
     # ceil(0.3 * 6) = 2 free layers; 12 heads at 1, .933, .867, .8 -> 12, 11.2, 10.4, 9.6
     assert CascadeSettings(head_keep=0.9).heads_per_layer(6, 12) == [12, 12, 12, 11, 10, 10]
@@ -88,6 +104,7 @@ def test_released_gpt2_medium_counts():
         ({"token_schedule": (1.0, 0.0)}, r"token_schedule\[1\] must be above 0"),
         ({"head_counts": (12, 0)}, r"head_counts\[1\] must be at least 1, not 0"),
         ({"token_keep": 0.5, "token_keep_start": 0.2}, "not 0.2"),
+        ({"token_free_fraction": 1}, "token_free_fraction must be at least 0 and below 1, not 1"),
     ],
 )
 def test_bad_settings(fields, message):

@@ -22,7 +22,7 @@ def sentiment(encoder_folder, reviews_file, out, *more):
 
 
 def test_train_sentiment(encoder_folder, reviews_file, tmp_path):
-    options = ("--learning-rate", "0.005", "--epochs", "12", "--json")
+    options = ("--learning-rate", "0.005", "--epochs", "30", "--json")
     done = sentiment(encoder_folder, reviews_file, tmp_path / "a", *options)
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
@@ -42,6 +42,7 @@ def test_distil_from_a_dense_run(encoder_folder, reviews_file, tmp_path):
     assert done.exit_code == 0, done.stderr
     task = json.loads((pruned / "train.json").read_text())["run"]["task"]
     assert task["source"] == f"from {dense}" and task["distillation"]["importance"] == 3
+    assert task["n_sentences"] == 2 * 48 and task["early_exit"]
     assert task["teacher"].startswith("reviews, from ") and (dense / "teacher.safetensors").is_file()
     done = sentiment(encoder_folder, reviews_file, tmp_path / "x", "--teacher", pruned)
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
@@ -61,7 +62,7 @@ def test_train_language(decoder_folder, text_file, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--token-ratio", "9"], "token ratio must be in 1..6 (exclusive) for 6 layers, not 9.0"),
+        (["--token-ratio", "9"], "token ratio must be in 1..3 (exclusive) for 6 layers, not 9.0"),
         (["--head-ratio", "0.5"], "head ratio must be in 1..3 (exclusive) for 6 layers, not 0.5"),
         (["--bits", "5"], "q_bits must be one of 4, 6, 8, 10, 12, not 5"),
         (["--bits", "x"], "bits must look like 8 or 6+4, not 'x'"),
