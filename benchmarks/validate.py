@@ -16,7 +16,7 @@ from algo.attention.models import weights_folder
 from algo.attention.settings import CascadeSettings
 from benchmarks.chip_run import run_on_chip
 from hw.attention.config import AttentionConfig, attention_config
-from hw.attention.vectors import Options, Sentence, Shape, case, generation, sentence
+from hw.attention.vectors import Options, Sentence, Shape, case, generation, matrix_product, sentence
 from hw.config import ChipConfig
 from hw.fetch.cycles import MemoryTiming
 from hw.harness import verilated
@@ -67,6 +67,9 @@ GENERATIONS: dict[str, tuple[Shape, Options]] = {
     ),
 }
 """Random causal prompts, and passes of one new token after them."""
+
+MATRICES = {"200 x 300 weights, 8 bits": (200, 300, 8), "33 x 512 weights, 12 bits": (33, 512, 12)}
+"""Matrix-vector products: outputs, inputs, bits of a weight."""
 
 TEXT = (
     "The committee praised the young director for a film that is funny, moving and far braver than anything "
@@ -162,6 +165,9 @@ def core_cases(config: AttentionConfig, *, texts: bool) -> list[Case]:
     for name, (shape, options) in GENERATIONS.items():
         passes = generation(shape, replace(options, rows="one"), 3, config, rng, sequence=0)
         cases.append(case(name, passes, config, memory=MEMORY))
+    for name, (n_out, n_in, weight_bits) in MATRICES.items():
+        product = matrix_product(n_out, n_in, weight_bits, config, rng)
+        cases.append(case(name, [product], config, memory=MEMORY))
     if texts:
         encoder = load_encoder("minilm")
         cases += [

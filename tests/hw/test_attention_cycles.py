@@ -16,7 +16,17 @@ from hw.attention.layers import GivenTokens
 from hw.attention.replay import sentence as replayed
 from hw.attention.rtl import Attention
 from hw.attention.trace import traces
-from hw.attention.vectors import MEMORY, Options, Shape, case, cases, generation, one_token, sentence
+from hw.attention.vectors import (
+    MEMORY,
+    Options,
+    Shape,
+    case,
+    cases,
+    generation,
+    matrix_product,
+    one_token,
+    sentence,
+)
 from hw.config import ChipConfig, preset
 from hw.fetch.cycles import MemoryTiming
 from hw.harness import verilated
@@ -199,6 +209,17 @@ def test_imports_neither_torch_nor_amaranth():
     """What `quartet bench` imports must be light."""
     code = "import sys, hw.attention.cycles; sys.exit(bool({'torch', 'amaranth'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("weight_bits", [8, 12])
+def test_a_matrix_comes_as_fast_as_memory_brings_it(weight_bits):
+    """Second layer of GPT-2-Small's feed-forward part, at the published size: within 5 % of DRAM's bound."""
+    paper = preset("paper")
+    config = attention_config(paper)
+    product = matrix_product(768, 3072, weight_bits, config, np.random.default_rng(1))
+    n_cycles = replay(traces([product]), config, MemoryTiming(latency_cycles=45)).n_cycles
+    bound_cycles = 768 * 3072 * weight_bits / 8 / paper.peak_bytes_per_cycle
+    assert bound_cycles < n_cycles <= 1.05 * bound_cycles
 
 
 def test_a_decode_step_of_the_whole_paper_core():
