@@ -49,8 +49,10 @@ class Attention(wiring.Component):
 
     Layer by layer, head by head, row by row; all stages work on successive rows, and the next head's keys and
     values load into the other halves of their buffers. A row whose largest probability is below the
-    threshold has its head's LSB plane fetched, once a head, and is computed again. Which tokens and heads
-    survive a layer is decided here and nowhere else: the host only says how many.
+    threshold has its head's LSB plane fetched, once a head, and is computed again. In a streamed layer each
+    row reads its keys, tile by tile, and after the selection the values that it keeps. Which tokens and heads
+    survive a layer is decided here and nowhere else: the host only says how many. With Rows.SUM the scores of
+    all heads are added up, and nothing else is computed: a matrix times a vector.
 
     Members
     -------
