@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """First cycle model of the attention core: overlapped stages in a layer, layers and tokens one after another.
 
-Per query of a head, with K kept keys, V used values, D the head dimension, P the lanes of the top-k engine,
-f the share of heads that fetch their LSBs, and M multipliers in each array:
+Per query of a head, with K kept keys and V used values (of a causal prompt the means of what a query sees
+and uses), D the head dimension, P the lanes of the top-k engine, f the share of heads that fetch their LSBs,
+and M multipliers in each array:
 
     qk       = (1 + f) scores(K)            scores(n) = ceil(n / floor(M / D)), or n ceil(D / M) where M < D
     softmax  = (1 + f) ceil(K / lanes)      the exponential pass and the division pass, pipelined, each
@@ -16,9 +17,10 @@ The stages work on different queries and heads at once, so the slowest sets the 
     query = max(qk, softmax, select, fetch, pv)
     head  = max(n_queries query, dram)
 
-Keys and values that fit in half of the SRAM are read once per head and reused over its queries; those beyond
-it are read again for every query, through the other half; ``loads`` is the mean over the keys. A layer cannot
-start before the previous one has ended (its tokens are not known):
+Keys and values that fit in half of the SRAM are read once for the heads that share them, and reused over
+their queries; those beyond it are read again for every query, through the other half. ``loads`` is the mean
+over the keys, and a head counts its part of what is shared. A layer cannot start before the previous one has
+ended (its tokens are not known):
 
     front = latency + max(t_K, scores(K)) + qk, exp, divide latencies + ceil(K / lanes)
             + f (the same again for the LSB plane)
@@ -165,22 +167,28 @@ class _Model:
     def __init__(self, workload: Workload, chip: ChipConfig, timing: CoreTiming) -> None:
         self.workload, self.chip, self.timing = workload, chip, timing
         self.n_heads = workload.column("n_heads")
+        self.n_groups = workload.column("n_groups")
         self.n_queries = workload.column("n_queries")
         self.n_context = workload.column("n_context")
         self.n_keys = workload.column("n_keys")
         self.n_values = workload.column("n_values")
+        self.seen_keys = -(-workload.column("key_pairs") // self.n_queries)
+        """Mean over the queries, rounded up; so are the values used."""
+        self.used_values = -(-workload.column("value_pairs") // self.n_queries)
         self.lsb = workload.column("lsb_fraction")
         self._check_capacity()
         self.selects = self.n_values < self.n_keys
-        # Generation reads the V rows that the head selected; a sentence needs every kept V for some query.
-        self.fetches_selected = self.selects & (self.n_queries == 1)
+        # A head alone with its V and one query reads the rows that it selected; otherwise every kept V is
+        # needed for some query.
+        self.fetches_selected = self.selects & (self.n_queries == 1) & (self.n_groups == self.n_heads)
         resident = np.minimum(self.n_keys, self._resident_keys())
-        self.n_loads = (resident + self.n_queries * (self.n_keys - resident)) / self.n_keys
-        """Times that a key (and its value) of a head is read, mean over the keys."""
-        self.key_lines = -(-self.n_keys // chip.topk.lanes)
-        self.scores_cycles = array_cycles(self.n_keys, workload.head_dim, chip.n_multipliers)
-        self.pv_cycles = array_cycles(self.n_values, workload.head_dim, chip.n_multipliers)
-        self.decide_cycles = expected_selection_cycles(self.n_keys, self.n_values, chip.topk)
+        n_rows = self.n_queries * self.n_heads / self.n_groups
+        self.n_loads = (resident + n_rows * (self.n_keys - resident)) / self.n_keys
+        """Times that a key (and its value) is read for the heads that share it, mean over the keys."""
+        self.key_lines = -(-self.seen_keys // chip.topk.lanes)
+        self.scores_cycles = array_cycles(self.seen_keys, workload.head_dim, chip.n_multipliers)
+        self.pv_cycles = array_cycles(self.used_values, workload.head_dim, chip.n_multipliers)
+        self.decide_cycles = expected_selection_cycles(self.seen_keys, self.used_values, chip.topk)
         self._count_atoms()
 
     def _check_capacity(self) -> None:
@@ -196,20 +204,22 @@ class _Model:
         return self.chip.kv_sram_bytes // SRAM_HALVES * 8 // row_bits
 
     def _count_atoms(self) -> None:
-        """Atoms of one head: query rows, one load of K, of its LSBs (if it fetches them) and of V."""
+        """Atoms of query rows of one head, of one load of K, of its LSBs (if it fetches them) and of V."""
         work, dim = self.workload, self.workload.head_dim
 
         def shared(bits: int) -> np.ndarray:
-            return shared_row_atoms(bits, dim, self.n_heads) / self.n_heads
+            return shared_row_atoms(bits, dim, self.n_groups) / self.n_groups
 
-        lone = lone_row_atoms(work.value_bits, dim, self.n_heads)
+        lone = lone_row_atoms(work.value_bits, dim, self.n_groups)
         self.n_value_rows = np.where(self.fetches_selected, self.n_values, self.n_keys)
-        self.query_atoms = self.n_queries * shared(work.query_bits)
+        self.query_atoms = (
+            self.n_queries * shared_row_atoms(work.query_bits, dim, self.n_heads) / self.n_heads
+        )
         self.key_atoms = self.n_keys * shared(work.key_bits)
         self.lsb_atoms = self.n_keys * shared(work.key_lsb_bits)
         self.value_atoms = self.n_value_rows * np.where(self.fetches_selected, lone, shared(work.value_bits))
         kv_atoms = self.key_atoms + self.lsb * self.lsb_atoms + self.value_atoms
-        self.head_atoms = self.query_atoms + self.n_loads * kv_atoms
+        self.head_atoms = self.query_atoms + self.n_loads * kv_atoms * self.n_groups / self.n_heads
 
     def run(self) -> CoreRun:
         stages = self.stage_cycles()
@@ -236,7 +246,7 @@ class _Model:
         return {
             "dram": self.transfer_cycles(self.head_atoms),
             "qk": (1 + self.lsb) * self.scores_cycles,
-            "softmax": (1 + self.lsb) * -(-self.n_keys // self.chip.softmax_lanes),
+            "softmax": (1 + self.lsb) * -(-self.seen_keys // self.chip.softmax_lanes),
             "select": np.where(self.selects, 1 + self.key_lines + self.decide_cycles, 0.0),
             "value_fetch": np.where(self.fetches_selected, fetch, 0.0),
             "pv": 1.0 * self.pv_cycles,
@@ -311,9 +321,9 @@ class _Model:
         """Actions over the workload; ``select_cycles`` of the local value engine, all heads and queries."""
         work, chip, again = self.workload, self.chip, 1 + self.lsb
         word_bytes = chip.onchip_bits / 8
-        scores = self.n_heads * self.n_queries * self.n_keys
-        used_values = self.n_heads * self.n_queries * self.n_values
-        loaded_rows = self.n_heads * self.n_loads
+        scores = self.n_heads * work.column("key_pairs")
+        used_values = self.n_heads * work.column("value_pairs")
+        loaded_rows = self.n_groups * self.n_loads
         qk_macs = float((scores * again).sum()) * work.head_dim
         pv_macs = float(used_values.sum()) * work.head_dim
         engine_cycles = select_cycles + self.token_selection_cycles() + self.head_selection_cycles()
@@ -335,20 +345,21 @@ class _Model:
             comparisons=comparisons,
             # An element that both arrays compare is read from one FIFO and written to another.
             topk_fifo_bytes=comparisons * chip.topk.element_bits / 8,
-            dram_ideal_bytes=float((self.n_heads * self._ideal_head_bytes()).sum()),
+            dram_ideal_bytes=float(self._ideal_bytes().sum()),
             dram_bytes=float((self.n_heads * self.head_atoms).sum()) * ATOM_BYTES,
             dram_rows_activated=float((loaded_rows * self._rows_activated()).sum()),
             dram_refreshes=total_cycles / chip.clock_hz / REFRESH_INTERVAL_S * chip.n_dram_channels,
         )
 
-    def _ideal_head_bytes(self) -> np.ndarray:
+    def _ideal_bytes(self) -> np.ndarray:
         work, dim = self.workload, self.workload.head_dim
         key_bytes = row_bytes(work.key_bits, dim) + self.lsb * row_bytes(work.key_lsb_bits, dim)
         kv_bytes = self.n_keys * key_bytes + self.n_value_rows * row_bytes(work.value_bits, dim)
-        return self.n_loads * kv_bytes + self.n_queries * row_bytes(work.query_bits, dim)
+        query_bytes = self.n_queries * row_bytes(work.query_bits, dim)
+        return self.n_groups * self.n_loads * kv_bytes + self.n_heads * query_bytes
 
     def _rows_activated(self) -> np.ndarray:
-        """DRAM rows opened for one load of K, of the LSBs (a share of the heads) and of V of one head."""
+        """DRAM rows opened for one load of K, of the LSBs (a share of the heads) and of V."""
         work, n_context = self.workload, self.n_context
 
         def rows(bits: int, n_rows: np.ndarray) -> np.ndarray:

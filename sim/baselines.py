@@ -60,8 +60,9 @@ def platforms(path: Path = PLATFORMS_PATH) -> dict[str, Platform]:
 
 def fp32_bytes(workload: Workload) -> np.ndarray:
     """Bytes of Q, K and V of each layer pass, each read once as fp32; float64[n_passes]."""
-    rows = workload.column("n_queries") + workload.column("n_keys") + workload.column("n_values")
-    return 1.0 * workload.column("n_heads") * rows * workload.head_dim * FP32_BYTES
+    queries = workload.column("n_heads") * workload.column("n_queries")
+    keys_values = workload.column("n_groups") * (workload.column("n_keys") + workload.column("n_values"))
+    return 1.0 * (queries + keys_values) * workload.head_dim * FP32_BYTES
 
 
 def roofline_s(workload: Workload, platform: Platform) -> float:
@@ -69,8 +70,8 @@ def roofline_s(workload: Workload, platform: Platform) -> float:
 
     Traffic is Q, K, V read and the output written once, as a perfectly fused kernel would.
     """
-    flops = 2 * workload.head_dim * workload.column("n_heads") * workload.column("n_queries")
-    flops = flops * (workload.column("n_keys") + workload.column("n_values"))
+    pairs = workload.column("key_pairs") + workload.column("value_pairs")
+    flops = 2 * workload.head_dim * workload.column("n_heads") * pairs
     output = workload.column("n_heads") * workload.column("n_queries") * workload.head_dim * FP32_BYTES
     traffic = fp32_bytes(workload) + output
     return float(np.maximum(flops / platform.peak_flops, traffic / platform.bandwidth_bytes_per_s).sum())

@@ -41,6 +41,10 @@ class LayerPass:
     """Tokens that this selection chooses from: the kept ones, or the whole context for the next token."""
     head_topk: int = 0
     """Heads kept by the selection at the end of this layer; 0: no selection."""
+    n_kv_heads: int = 0
+    """K and V that the heads share in groups; 0: each head has its own."""
+    causal: bool = False
+    """A decoder's prompt: each query sees the keys up to its own."""
 
     def __post_init__(self) -> None:
         reject_negative(self)
@@ -61,6 +65,31 @@ class LayerPass:
             raise ValueError(f"head_topk must be at most n_heads = {self.n_heads}, not {self.head_topk}")
         if self.lsb_fraction > 1:
             raise ValueError(f"lsb_fraction must be in 0..1, not {self.lsb_fraction}")
+        if self.n_kv_heads > self.n_heads:
+            raise ValueError(f"n_kv_heads must be at most n_heads = {self.n_heads}, not {self.n_kv_heads}")
+        if self.causal and self.n_queries != self.n_keys:
+            raise ValueError(f"n_queries must be n_keys = {self.n_keys} where causal, not {self.n_queries}")
+
+    @property
+    def n_groups(self) -> int:
+        """Different K and V among the heads."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def key_pairs(self) -> int:
+        """Pairs of a query and a key that it sees, of one head."""
+        return _triangle(self.n_keys) if self.causal else self.n_queries * self.n_keys
+
+    @property
+    def value_pairs(self) -> int:
+        """Pairs of a query and a value that it uses, of one head."""
+        if not self.causal:
+            return self.n_queries * self.n_values
+        return _triangle(self.n_values) + (self.n_queries - self.n_values) * self.n_values
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,14 +116,14 @@ class Workload:
             raise ValueError("passes must hold at least one layer")
 
     def column(self, field: str) -> np.ndarray:
-        """One field of all passes: int64 or float64[n_passes]."""
+        """One field or property of all passes: int64 or float64[n_passes]."""
         return np.array([getattr(item, field) for item in self.passes])
 
     @property
     def n_macs(self) -> int:
-        """Useful multiply-accumulates: D (n_keys + n_values) per query and head; no recomputed score."""
-        rows = self.column("n_keys") + self.column("n_values")
-        return int((self.column("n_heads") * self.column("n_queries") * rows).sum()) * self.head_dim
+        """Useful multiply-accumulates: D per head, query, and key seen or value used; no recomputed score."""
+        pairs = self.column("key_pairs") + self.column("value_pairs")
+        return int((self.column("n_heads") * pairs).sum()) * self.head_dim
 
     @property
     def n_flops(self) -> int:
@@ -272,11 +301,11 @@ def scheduled_generation(
 def recorded(record: AttentionRecord) -> Workload:
     """The workload of a recorded run of a real model, pass by pass and layer by layer.
 
-    Widths that are off in the record count as the on-chip width. Each query head reads K and V of its own:
-    that the heads of a group share them is not modelled yet, nor the selection between two generated tokens.
-    A decoder's prompt pass counts every query with every key.
+    Widths that are off in the record count as the on-chip width. The selection between two generated tokens
+    is left out.
     """
-    passes = []
+    shape, passes = record.shape, []
+    group_size = shape.n_heads // shape.n_kv_heads
     for token, layers in enumerate(record.passes):
         n_tokens = record.n_prompt + token
         n_keys = [layer.n_keys for layer in layers]
@@ -289,19 +318,21 @@ def recorded(record: AttentionRecord) -> Workload:
                     layer=number,
                     n_heads=n_heads[number],
                     n_queries=len(layer.queries),
-                    n_context=n_tokens if record.shape.causal else n_keys[number],
+                    n_context=n_tokens if shape.causal else n_keys[number],
                     n_keys=n_keys[number],
                     n_values=max(1, layer.n_values),
                     lsb_fraction=layer.lsb_fraction,
                     token_topk=token_topk,
                     token_candidates=n_keys[number] if token_topk else 0,
                     head_topk=_selected(n_heads, number),
+                    n_kv_heads=len(np.unique(layer.heads // group_size)),
+                    causal=shape.causal and token == 0,
                 )
             )
     widths = record.settings
     return Workload(
         name=record.model,
-        head_dim=record.shape.head_dim,
+        head_dim=shape.head_dim,
         query_bits=widths.q_bits or ONCHIP_BITS,
         key_bits=widths.k_bits or ONCHIP_BITS,
         key_lsb_bits=widths.lsb_bits,
@@ -326,6 +357,8 @@ def unpruned(record: AttentionRecord) -> Workload:
                     n_context=n_tokens,
                     n_keys=n_tokens,
                     n_values=n_tokens,
+                    n_kv_heads=shape.n_kv_heads,
+                    causal=shape.causal and token == 0,
                 )
             )
     return Workload(

@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 from algo.attention.record import AttentionRecord, LayerRecord
 from algo.attention.record import ModelShape as RecordShape
 from algo.attention.settings import CascadeSettings
+from benchmarks.savings import savings
+from hw.config import preset
+from sim.attention import run_attention
+from sim.baselines import fp32_bytes
 from sim.workload import (
     GenerationSchedule,
     LayerPass,
@@ -120,6 +124,8 @@ def test_schedule_of_another_depth_is_refused():
         ({"lsb_fraction": 1.5}, r"lsb_fraction must be in 0\.\.1, not 1\.5"),
         ({"token_topk": 3}, "token_topk <= token_candidates <= n_context must hold, not 3, 0, 4"),
         ({"head_topk": 2}, "head_topk must be at most n_heads = 1, not 2"),
+        ({"n_kv_heads": 2}, "n_kv_heads must be at most n_heads = 1, not 2"),
+        ({"causal": True}, "n_queries must be n_keys = 4 where causal, not 1"),
     ],
 )
 def test_impossible_layers_are_refused(change, message):
@@ -159,3 +165,39 @@ def test_a_record_is_a_workload():
     work, dense = recorded(record), unpruned(record)
     assert (work.query_bits, work.key_bits, work.key_lsb_bits, work.value_bits) == (12, 6, 4, 8)
     assert (dense.n_macs, work.n_macs) == (64 * 2 * 2 * 4 * 8, 64 * (2 * 4 * 8 + 3 * 6))
+
+
+def test_a_decoders_record_is_causal_and_shares_keys():
+    """Five tokens and a new one; the second layer lost a token and one head of the first group."""
+    shape = RecordShape(n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, causal=True)
+    kept, heads, last = np.array([0, 1, 3, 4]), np.array([0, 2, 3]), np.array([5])
+    values = np.zeros((4, 4, 4), dtype=bool)
+    values[:, [0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 2, 0, 3]] = True  # of what it sees each row uses 1, 2, 2, 2
+    prompt = (
+        LayerRecord(queries=np.arange(5), keys=np.arange(5), heads=np.arange(4)),
+        LayerRecord(queries=kept, keys=kept, heads=heads, values=values),
+    )
+    token = (
+        LayerRecord(queries=last, keys=np.arange(6), heads=np.arange(4)),
+        LayerRecord(queries=last, keys=np.array([0, 1, 3, 4, 5]), heads=np.array([2, 3])),
+    )
+    record = AttentionRecord(
+        model="by hand",
+        shape=shape,
+        settings=CascadeSettings(k_bits=8, v_bits=8),
+        token_ids=np.arange(6),
+        n_prompt=5,
+        passes=(prompt, token),
+    )
+    work, dense = recorded(record), unpruned(record)
+    assert [one.causal for one in work.passes] == [True, True, False, False]
+    assert work.column("n_groups").tolist() == [2, 2, 2, 1]
+    assert work.column("key_pairs").tolist() == [15, 10, 6, 5]
+    assert work.column("value_pairs").tolist() == [15, 7, 6, 5]
+    counted = savings(record)
+    assert (work.n_macs, dense.n_macs) == (counted.n_macs, counted.dense_macs)
+    counts = run_attention(work, preset("tiny")).counts
+    assert counts.qk_macs == 64 * (4 * 15 + 3 * 10 + 4 * 6 + 2 * 5)
+    query_bytes = 1.5 * 64 * (4 * 5 + 3 * 4 + 4 + 2)
+    assert counts.dram_ideal_bytes == counted.kv_bytes + query_bytes
+    assert fp32_bytes(dense).sum() == counted.dense_fp32_kv_bytes + 4 * 64 * 2 * 4 * (5 + 1)
