@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.cli_common import Device, user_input
+from benchmarks.cli_common import PRESET_HELP, Changes, Device, user_input
+from benchmarks.cli_core import core_app
 from benchmarks.cli_gan import gan_app
 from benchmarks.cli_train import train_app
 
@@ -17,20 +18,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Quartet: RTL, golden models and measurements of SpAtten and its companions.",
 )
+app.add_typer(core_app)
 app.add_typer(gan_app)
 app.add_typer(train_app, name="train")
-
-PRESET_HELP = "Chip: paper, paper_eighth, plus, edge or tiny."
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a field of the chip, such as topk.lanes=8; repeatable."),
-]
 
 
 @app.command()
 def bench(
     only: Annotated[str, typer.Option(help="Shell pattern of benchmark names, such as 'gpt2-*'.")] = "*",
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "paper",
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Cycles by the core's exact cycle model, in minutes: resumable."),
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Processes that work at once.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
@@ -39,7 +39,8 @@ def bench(
 
     Results that are still valid are reused. Exit code 1 if a benchmark failed.
     """
-    from benchmarks.console import print_bench, progress
+    from benchmarks.console import layer_progress, print_bench, progress
+    from benchmarks.exact import replay_benchmarks
     from benchmarks.runner import command_line, open_results, run_benchmarks
     from benchmarks.tasks import select
     from hw.config import preset as preset_named
@@ -48,10 +49,22 @@ def bench(
         chip, chosen = preset_named(preset), select(only)
         if jobs < 1:
             raise ValueError(f"--jobs must be at least 1, not {jobs}")
-        saved = open_results(chosen, chip, out)
+        saved = open_results(chosen, chip, out, exact=exact)
+    core_cycles = None
+    todo = [item for item in chosen if item.benchmark not in saved]
+    if exact and todo:
+        with layer_progress() as on_layer, user_input():
+            core_cycles = replay_benchmarks(todo, chip, out, n_jobs=jobs, on_done=on_layer)
     with progress(len(chosen)) as on_done:
         outcomes = run_benchmarks(
-            chosen, chip, out, saved, n_jobs=jobs, command=command_line(), on_done=on_done
+            chosen,
+            chip,
+            out,
+            saved,
+            core_cycles=core_cycles,
+            n_jobs=jobs,
+            command=command_line(),
+            on_done=on_done,
         )
     print_bench([outcome.result for outcome in outcomes if outcome.result], as_json=as_json)
     failed = [outcome for outcome in outcomes if outcome.error]

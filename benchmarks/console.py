@@ -30,11 +30,30 @@ TABLE_WIDTH = 130
 
 
 @contextmanager
-def progress(n_total: int) -> Iterator[Callable[[Outcome], None]]:
-    """A bar on stderr where that is a terminal; yields the function to call when a benchmark ends."""
+def _bar() -> Iterator[Progress]:
+    """On stderr, where that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield bar
+
+
+@contextmanager
+def layer_progress() -> Iterator[Callable[[int, int], None]]:
+    """Yields the function to call when layers have been replayed: how many, of how many."""
+    with _bar() as bar:
+        task = bar.add_task("layers replayed", total=None)
+
+        def on_done(n_done: int, n_all: int) -> None:
+            bar.update(task, completed=n_done, total=n_all)
+
+        yield on_done
+
+
+@contextmanager
+def progress(n_total: int) -> Iterator[Callable[[Outcome], None]]:
+    """Yields the function to call when a benchmark ends."""
+    with _bar() as bar:
         task = bar.add_task("benchmarks", total=n_total)
 
         def on_done(outcome: Outcome) -> None:
@@ -73,7 +92,9 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def _run_table(results: Sequence[BenchmarkResult]) -> Table:
-    title = f"On the chip '{results[0].pruned.chip}' (simulated)"
+    exact = all(result.pruned.core_cycles is not None for result in results)
+    source = "cycles by the core's cycle model, energy and traffic in closed form" if exact else "closed form"
+    title = f"On the chip '{results[0].pruned.chip}' (simulated: {source})"
     names = (
         "cycles",
         "latency\nus",
@@ -90,7 +111,7 @@ def _run_table(results: Sequence[BenchmarkResult]) -> Table:
         table.add_row(
             result.benchmark,
             result.workload_status,
-            f"{pruned.run.total_cycles:.0f}",
+            f"{pruned.cycles:.0f}",
             f"{pruned.latency_s * 1e6:.2f}",
             f"{pruned.flops_per_s * 1e-12:.3f}",
             f"{pruned.utilisation * 100:.1f}",

@@ -23,7 +23,7 @@ from hw.config import ChipConfig
 from sim.attention import CoreTiming
 from sim.baselines import ROOFLINE, platforms, roofline_s
 from sim.records import digest
-from sim.result import Baseline, BenchmarkResult, Provenance, dense_traffic, simulate
+from sim.result import Baseline, BenchmarkResult, Provenance, dense_traffic, on_core, simulate
 from sim.workload import Workload
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +38,17 @@ MODEL_FILES = (
     "hw/topk/cycles.py",
 )
 """What a result depends on: a change in any of them makes saved results stale."""
+CORE_FILES = (
+    "sim/core.py",
+    "sim/driver/layers.py",
+    "hw/config.py",
+    "hw/*/config.py",
+    "hw/*/cycles.py",
+    "hw/fetch/layout.py",
+    "hw/attention/layers.py",
+    "hw/attention/replay/*.py",
+)
+"""What the cycles of a replayed layer depend on, beside its workload and its chip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +62,16 @@ class Outcome:
     """Empty where there is a result."""
 
 
-def open_results(chosen: Sequence[Benchmark], chip: ChipConfig, out: Path) -> dict[str, BenchmarkResult]:
+def open_results(
+    chosen: Sequence[Benchmark], chip: ChipConfig, out: Path, *, exact: bool = False
+) -> dict[str, BenchmarkResult]:
     """Make the folder ``out`` and read the results in it that are still valid, by benchmark.
 
-    Raises ValueError naming a file that cannot be read as a result, OSError where ``out`` cannot be a folder.
+    ``exact``: those with cycles of the core's cycle model. Raises ValueError naming a file that cannot be
+    read as a result, OSError where ``out`` cannot be a folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    saved = {item.benchmark: _reusable(item, chip, out) for item in chosen}
+    saved = {item.benchmark: _reusable(item, chip, out, exact) for item in chosen}
     return {name: result for name, result in saved.items() if result}
 
 
@@ -67,6 +81,7 @@ def run_benchmarks(
     out: Path,
     saved: Mapping[str, BenchmarkResult],
     *,
+    core_cycles: Mapping[str, int] | None = None,
     n_jobs: int = 1,
     command: str = "",
     on_done: Callable[[Outcome], None] = lambda outcome: None,
@@ -74,7 +89,8 @@ def run_benchmarks(
     """Run those of ``chosen`` that are not in ``saved``, one file ``out/<benchmark>.json`` each.
 
     A file is written whole or not at all. ``on_done`` is called as each one ends; the list is in the order
-    of ``chosen``. A benchmark that fails is an Outcome with an error, and the others go on.
+    of ``chosen``. A benchmark that fails is an Outcome with an error, and the others go on. With
+    ``core_cycles`` by benchmark, of :func:`benchmarks.exact.replay_benchmarks`, results have those cycles.
     """
     outcomes = {name: Outcome(benchmark=name, result=result, reused=True) for name, result in saved.items()}
     for outcome in outcomes.values():
@@ -82,15 +98,20 @@ def run_benchmarks(
     todo = [item for item in chosen if item.benchmark not in saved]
     provenance = collect_provenance(command)
     parallel = Parallel(n_jobs=min(n_jobs, max(1, len(todo))), return_as="generator_unordered")
-    for outcome in parallel(delayed(_attempt)(item, chip, out, provenance) for item in todo):
+    known = core_cycles or {}
+    for outcome in parallel(
+        delayed(_attempt)(item, chip, out, provenance, known.get(item.benchmark)) for item in todo
+    ):
         outcomes[outcome.benchmark] = outcome
         on_done(outcome)
     return [outcomes[item.benchmark] for item in chosen]
 
 
-def _attempt(item: Benchmark, chip: ChipConfig, out: Path, provenance: Provenance) -> Outcome:
+def _attempt(
+    item: Benchmark, chip: ChipConfig, out: Path, provenance: Provenance, core_cycles: int | None
+) -> Outcome:
     try:
-        result = run_one(item, chip, provenance)
+        result = run_one(item, chip, provenance, core_cycles)
         write_atomically(out / f"{item.benchmark}.json", result.to_json())
     except Exception as error:  # one failure must not take the others with it
         if os.environ.get("QUARTET_TRACEBACK"):
@@ -99,10 +120,16 @@ def _attempt(item: Benchmark, chip: ChipConfig, out: Path, provenance: Provenanc
     return Outcome(benchmark=item.benchmark, result=result)
 
 
-def run_one(item: Benchmark, chip: ChipConfig, provenance: Provenance) -> BenchmarkResult:
-    """Simulate one benchmark, pruned and dense, and set the baselines beside it."""
+def run_one(
+    item: Benchmark, chip: ChipConfig, provenance: Provenance, core_cycles: int | None = None
+) -> BenchmarkResult:
+    """Simulate one benchmark, pruned and dense, and set the baselines beside it.
+
+    ``core_cycles`` of the pruned one take the place of the closed form's; the dense one has the latter.
+    """
     pruned, dense = item.pruned(), item.dense()
-    config = resolved_config(item, chip)
+    config = resolved_config(item, chip, exact=core_cycles is not None)
+    simulated = simulate(pruned, chip)
     return BenchmarkResult(
         benchmark=item.benchmark,
         model=item.model.name,
@@ -111,7 +138,7 @@ def run_one(item: Benchmark, chip: ChipConfig, provenance: Provenance) -> Benchm
         workload_source=item.source,
         config=config,
         config_hash=digest(config),
-        pruned=simulate(pruned, chip),
+        pruned=simulated if core_cycles is None else on_core(simulated, core_cycles),
         dense=simulate(dense, chip),
         dense_traffic=dense_traffic(dense),
         baselines=_baselines(item.benchmark, dense),
@@ -140,32 +167,42 @@ def _baselines(benchmark: str, dense: Workload) -> tuple[Baseline, ...]:
     return tuple(found)
 
 
-def resolved_config(item: Benchmark, chip: ChipConfig) -> dict[str, Any]:
+def resolved_config(item: Benchmark, chip: ChipConfig, *, exact: bool = False) -> dict[str, Any]:
     """Everything that a result depends on, as plain data; its hash is the result's identity."""
-    return {
+    config = {
         "benchmark": asdict(item),
         "chip": asdict(chip),
         "timing": asdict(CoreTiming()),
         "model_sha256": model_digest(),
     }
+    return config | {"core_sha256": core_digest()} if exact else config
+
+
+def model_digest() -> str:
+    """SHA-256 (first 16 digits) of the files a result depends on."""
+    return _digest_of_files(MODEL_FILES)
+
+
+def core_digest() -> str:
+    """Of those that the cycles of the core's cycle model depend on."""
+    return _digest_of_files(CORE_FILES)
 
 
 @cache
-def model_digest() -> str:
-    """SHA-256 (first 16 digits) of the files a result depends on."""
+def _digest_of_files(patterns: tuple[str, ...]) -> str:
     sha = hashlib.sha256()
-    for path in sorted(path for pattern in MODEL_FILES for path in ROOT.glob(pattern)):
+    for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern)}):
         sha.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return sha.hexdigest()[:16]
 
 
-def _reusable(item: Benchmark, chip: ChipConfig, out: Path) -> BenchmarkResult | None:
+def _reusable(item: Benchmark, chip: ChipConfig, out: Path, exact: bool) -> BenchmarkResult | None:
     """The saved result, if its configuration is today's; None if it is stale or there is none."""
     path = out / f"{item.benchmark}.json"
     if not path.exists():
         return None
     saved = read_result(path)
-    return saved if saved.config_hash == digest(resolved_config(item, chip)) else None
+    return saved if saved.config_hash == digest(resolved_config(item, chip, exact=exact)) else None
 
 
 def read_result(path: Path) -> BenchmarkResult:

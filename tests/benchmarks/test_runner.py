@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The runner: resumes, recomputes what is stale, reports failures one by one, writes whole files."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,9 +9,11 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import runner
+from benchmarks.exact import CYCLES_FILE, replay_benchmarks
 from benchmarks.runner import collect_provenance, open_results, read_result, run_benchmarks, write_atomically
 from benchmarks.tasks import select
 from hw.config import preset
+from sim.core import Replay
 
 PAPER = preset("paper")
 CHOSEN = select("bert-*-cola")
@@ -48,10 +51,10 @@ def test_a_changed_model_makes_results_stale(tmp_path, monkeypatch):
 def test_one_failure_leaves_the_others(tmp_path, monkeypatch):
     original = runner.run_one
 
-    def failing(item, chip, provenance):
+    def failing(item, chip, provenance, core_cycles):
         if item.benchmark == "bert-base-cola":
             raise RuntimeError("broken on purpose")
-        return original(item, chip, provenance)
+        return original(item, chip, provenance, core_cycles)
 
     monkeypatch.setattr(runner, "run_one", failing)
     outcomes = run(tmp_path)
@@ -91,8 +94,42 @@ def test_provenance_names_commit_versions_and_time():
 
 def test_bench_and_report_load_neither_torch_nor_amaranth():
     code = (
-        "import sys, benchmarks.cli, benchmarks.runner, benchmarks.report, benchmarks.console;"
+        "import sys, benchmarks.cli, benchmarks.exact, benchmarks.report, benchmarks.console;"
         "print([name for name in ('torch', 'amaranth', 'transformers', 'pyosys') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=runner.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_exact_cycles_are_replayed_once_saved_and_resumed(tmp_path, monkeypatch):
+    cola = CHOSEN[0]
+    twin = replace(cola, benchmark="twin")
+    replayed = []
+    monkeypatch.setattr(Replay, "cycles", lambda one, chip: replayed.append(one) or 100 + one.shape.n_keys)
+    told = []
+    cycles = replay_benchmarks([cola, twin], PAPER, tmp_path, on_done=lambda *n: told.append(n))
+    n_layers = len(replayed)
+    total = sum(100 + one.shape.n_keys for one in replayed)
+    assert cycles == {"bert-base-cola": total, "twin": total}
+    assert n_layers == 12 == len(set(replayed))
+    assert told == [(n, 12) for n in range(13)]
+
+    path = tmp_path / CYCLES_FILE
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(list(saved.items())[:10])))
+    assert replay_benchmarks([twin], PAPER, tmp_path) == {"twin": cycles["twin"]}
+    assert len(replayed) == n_layers + 2
+    assert replay_benchmarks([twin], replace(PAPER, dram_latency_cycles=46), tmp_path) != {}
+    assert len(replayed) == n_layers + 2 + 12
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"core/cycles\.json: not cycles by hash"):
+        replay_benchmarks([twin], PAPER, tmp_path)
+
+
+def test_exact_cycles_take_the_place_of_the_closed_forms(tmp_path):
+    exact = run(tmp_path, core_cycles={"bert-base-cola": 9_000, "bert-large-cola": 20_000})
+    assert [o.result.pruned.cycles for o in exact] == [9_000, 20_000]
+    assert exact[0].result.dense.core_cycles is None
+    assert len(open_results(CHOSEN, PAPER, tmp_path, exact=True)) == 2
+    assert not open_results(CHOSEN, PAPER, tmp_path)
+    assert [o.result.pruned.core_cycles for o in run(tmp_path)] == [None, None]
