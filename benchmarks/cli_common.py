@@ -10,6 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+PRESET_HELP = "Chip: paper, paper_eighth, plus, edge or tiny."
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field of the chip, such as topk.lanes=8; repeatable."),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
