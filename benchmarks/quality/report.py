@@ -20,6 +20,7 @@ from rich.table import Table
 from algo.files import write_atomically
 from benchmarks.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, style
 from benchmarks.quality import language, sentiment
+from benchmarks.quality.store import load_results
 from benchmarks.runner import collect_provenance
 
 COMMAND = "quartet quality"
@@ -36,20 +37,6 @@ EXPERIMENTS = ("language", "probability", "sentiment")
 """Folders of results; the report itself may lie beside them."""
 PROGRESSIVE = ("float", "6+4", "8+4")
 """The lines of the first plot."""
-
-
-def load_results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Saved files by experiment and case; FileNotFoundError where there is none, ValueError if damaged."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(path for name in EXPERIMENTS for path in folder.glob(f"{name}/*.json")):
-        try:
-            saved = json.loads(path.read_text())
-            found.setdefault(path.parent.name, {})[saved["name"]] = saved
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f"{path} is not a result file: remove it to recompute") from None
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no quality results: run {COMMAND} first")
-    return found
 
 
 def _results(saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -170,7 +157,7 @@ def plot_sentiment(result: dict[str, Any], ax: Axes) -> Axes:
     """Test accuracy of dense, longer dense and pruned: a dot per seed, a line at the mean; differences."""
     kinds = [
         ("dense\n(start, teacher)", "dense_accuracy", GREY),
-        ("longer dense\n(as many epochs)", "longer_accuracy", GREEN),
+        ("longer dense\n(trained alike)", "longer_accuracy", GREEN),
         ("pruned,\nnot fine-tuned", "pruned_without_finetuning_accuracy", ORANGE),
         ("pruned,\nfine-tuned", "pruned_accuracy", BLUE),
     ]
@@ -258,7 +245,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 
 def summarise(folder: Path) -> dict[str, Any]:
     """All tables of the results in ``folder``, for ``--json``: what each experiment found, and its inputs."""
-    saved = load_results(folder)
+    saved = load_results(folder, EXPERIMENTS, COMMAND)
     provenance = asdict(collect_provenance(COMMAND))
     provenance["versions"] |= {name: version(name) for name in ("torch", "transformers")}
     summary: dict[str, Any] = {"status": STATUS, "provenance": provenance}

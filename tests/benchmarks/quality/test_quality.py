@@ -18,7 +18,7 @@ from algo.attention.reviews import load_reviews, spliced, split
 from algo.attention.settings import CascadeSettings
 from benchmarks.quality import language, probability, report, sentiment
 from benchmarks.quality.statistics import bootstrap_interval, mean_and_half_interval
-from benchmarks.quality.store import cached
+from benchmarks.quality.store import cached, load_results
 from benchmarks.quality.text import load_text
 
 
@@ -52,7 +52,7 @@ def test_dense_case_is_the_models_own_likelihood(results, decoder_folder, text_f
 def test_rows_by_hand(results):
     rows = report.summarise(results)["language"]["rows"]
     assert len(rows) == len(language.CASES)
-    files = report.load_results(results)["language"]
+    files = load_results(results, ["language"], "x")["language"]
     case = language.Case(ratio=2.0, bits="6+4")
     row = next(r for r in rows if r["token_ratio"] == 2 and r["bits"] == "6+4")
     result, dense = files[case.name]["result"], files[language.DENSE.name]["result"]
@@ -68,7 +68,9 @@ def test_rows_by_hand(results):
 
 def test_same_traffic_mixture(results):
     """Halfway between two static widths in bits is halfway between their losses."""
-    files = {name: file["result"] for name, file in report.load_results(results)["language"].items()}
+    files = {
+        name: file["result"] for name, file in load_results(results, ["language"], "x")["language"].items()
+    }
     low, high = (np.mean(files[language.Case(bits=bits).name]["losses_nats"]) for bits in ("6", "8"))
     case = language.Case(bits="6+4")
     assert language._same_traffic(case, 14.0, files) == pytest.approx(math.exp((low + high) / 2))
@@ -78,7 +80,7 @@ def test_same_traffic_mixture(results):
 
 
 def test_a_scored_prompt_changes_what_is_kept(results):
-    files = report.load_results(results)["language"]
+    files = load_results(results, ["language"], "x")["language"]
     scored, unscored = (language.Case(ratio=4.0, score_prompt=s) for s in (True, False))
     assert scored.name == "tokens-4x-float-scored" and "score_prompt" not in unscored.inputs
     a, b = (files[case.name]["result"] for case in (scored, unscored))
@@ -259,7 +261,7 @@ def test_report_keeps_what_it_has_no_results_of(results, tmp_path):
 
 
 def test_report_without_results(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no quality results"):
+    with pytest.raises(FileNotFoundError, match="holds no results: run quartet quality first"):
         report.summarise(tmp_path)
     (tmp_path / "language").mkdir()
     (tmp_path / "language" / "x.json").write_text("{}")
