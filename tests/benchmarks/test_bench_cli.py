@@ -36,6 +36,20 @@ def test_bench_json_is_json_and_nothing_else(tmp_path):
     assert row["paper_speedup_titan_xp_paper_eager"] == 957
 
 
+def test_exact_bench_replays_the_core_and_is_reported(tmp_path):
+    """12 layers of 11 tokens, about 11,000 cycles: short rows, for which the closed form is far too fast."""
+    options = ("bench", "--exact", "--only", "bert-base-cola", "--out", tmp_path)
+    (row,) = json.loads(invoke(*options, "--json").stdout)
+    assert row["cycles"] > 2 * row["closed_form_cycles"]
+    assert row["latency_s"] == pytest.approx(row["cycles"] * 1e-9)
+    (tmp_path / "core" / "cycles.json").unlink()
+    done = invoke(*options)  # the saved result
+    assert "cycles by the core's cycle model" in done.stdout and f"{row['cycles']}" in done.stdout
+    assert not (tmp_path / "core" / "cycles.json").exists()
+    assert invoke("report", tmp_path).exit_code == 0
+    assert f"{row['cycles']:,}" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_report_ends_with_the_path_of_the_page(tmp_path):
     invoke("bench", "--only", "bert-base-cola", "--out", tmp_path)
     done = invoke("report", tmp_path)
