@@ -12,6 +12,7 @@ from hw.attention.config import attention_config
 from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
 from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
+from hw.fir.config import fir_config
 from hw.harness.job import Case
 from hw.importance.config import ImportanceConfig, head_config
 from hw.pv.config import pv_config
@@ -278,6 +279,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.systolic",
             component_name="Systolic",
             config=systolic_config,
+        ),
+        Block(
+            name="fir",
+            summary="blur after a transposed convolution, and upsampling by two",
+            package="hw.fir",
+            component_name="Fir",
+            config=fir_config,
         ),
     )
 }
