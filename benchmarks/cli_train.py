@@ -50,7 +50,12 @@ def sentiment(
         from benchmarks.quality.training import prepare_sentiment, pruning
 
         config = TrainConfig(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=device
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=device,
+            bfloat16_products=True,
         )
         settings = partial(
             pruning,
