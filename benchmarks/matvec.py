@@ -12,7 +12,7 @@ from hw.attention.program import Pass
 from hw.attention.trace import traces
 from hw.attention.vectors import case, computed
 from hw.config import ChipConfig
-from hw.fetch.config import PLANE_BITS
+from hw.fetch.config import ATOM_BYTES, PLANE_BITS
 from hw.harness import verilated
 from hw.harness.job import judge
 from hw.registry import BLOCKS
@@ -79,11 +79,12 @@ def run_matvec(
     if not np.array_equal(product, weights @ vector):
         raise RuntimeError("the core's sums differ from numpy's product")
     memory = memory_timing(chip)
+    bytes_per_cycle = ATOM_BYTES / memory.interval_cycles
     mismatches: tuple[str, ...] = ()
     if rtl:
         run = case("matvec", sentences, config, memory=memory)
         (log,) = verilated.run_cases(BLOCKS["attention"], config, [run])
-        n_cycles, mismatches = int(run.expected_cycles["o_summary"][-1]), judge(run, log).problems
+        n_cycles, mismatches = int(log.since_first_input("o_summary")[-1]), judge(run, log).problems
     else:
         n_cycles = replay(traces(sentences), config, memory).n_cycles
     return MatvecRun(
@@ -93,7 +94,7 @@ def run_matvec(
         weight_bits=weight_bits,
         blocks=len(passes),
         cycles=n_cycles,
-        dram_bound_cycles=rows * columns * weight_bits / 8 / chip.peak_bytes_per_cycle,
+        dram_bound_cycles=rows * columns * weight_bits / 8 / (bytes_per_cycle * chip.n_dram_channels),
         array_bound_cycles=rows * columns / chip.n_multipliers,
         origin="measured in simulated Verilog" if rtl else "cycle model, equal to the RTL",
         mismatches=mismatches,

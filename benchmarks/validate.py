@@ -55,6 +55,7 @@ SENTENCES: dict[str, tuple[Shape, Options, MemoryTiming]] = {
 }
 """Random encoder sentences: shape (tokens, heads, dimension of a head, layers), pruning, memory."""
 
+N_NEW = 3
 GENERATIONS: dict[str, tuple[Shape, Options]] = {
     "prompt of 16, 3 new tokens, 8 bits": (Shape(16, 4, 32, 2), _STATIC),
     "prompt of 16, 3 new tokens, pruned, 6+4 bits, paired heads": (
@@ -123,9 +124,14 @@ def check(block_names: Sequence[str], chips: Sequence[ChipConfig]) -> None:
         for name in block_names:
             BLOCKS[name].config(chip)
         if CORE in block_names:
-            for shape, options, _ in SENTENCES.values():
+            sentences = [(shape, options, 0) for shape, options, _ in SENTENCES.values()]
+            generations = [(shape, options, N_NEW) for shape, options in GENERATIONS.values()]
+            largest = max(n_out for n_out, _, _ in MATRICES.values())
+            if largest > attention_config(chip).n_max:
+                raise ValueError(f"topk.n_max must be at least {largest} to validate, not {chip.topk.n_max}")
+            for shape, options, n_new in sentences + generations:
                 attention_config(chip).check_run(
-                    shape.n_tokens,
+                    shape.n_tokens + n_new,
                     shape.n_heads,
                     shape.head_dim,
                     progressive=options.progressive,
@@ -163,7 +169,7 @@ def core_cases(config: AttentionConfig, *, texts: bool) -> list[Case]:
         for name, (shape, options, memory) in SENTENCES.items()
     ]
     for name, (shape, options) in GENERATIONS.items():
-        passes = generation(shape, replace(options, rows="one"), 3, config, rng, sequence=0)
+        passes = generation(shape, replace(options, rows="one"), N_NEW, config, rng, sequence=0)
         cases.append(case(name, passes, config, memory=MEMORY))
     for name, (n_out, n_in, weight_bits) in MATRICES.items():
         product = matrix_product(n_out, n_in, weight_bits, config, rng)

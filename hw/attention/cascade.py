@@ -50,7 +50,7 @@ class Cascade(wiring.Component):
     keeps all: the lists leave for every layer. A list of tokens that is given goes through a selection first.
     Where heads have one row each (Rows.ONE), they are not selected and their importance is forgotten: their
     magnitudes come in another order, and generation keeps the heads that the prompt chose. Where sums are
-    wanted (Rows.SUM), nothing is selected: no list leaves.
+    wanted (Rows.SUM), nothing is selected at the end of the layer.
 
     Members
     -------
@@ -64,6 +64,8 @@ class Cascade(wiring.Component):
     one, causal, sums, streamed : the kind of rows; ``sums``: nothing but sums over heads is wanted
     n_heads : heads that are still there
     summed : a pulse: all sums of the layer have left
+    releasing : lines of the layer are still on their way: LSBs of keys that no row needed in the end. Tokens
+        are not selected before they have come, since the list may still be read for them
     i_list, o_list, look, looks, looked : reads of the list of tokens, see :class:`KeptList`
     key_head, key_entry, value_head, value_entry : a head's number, and in the next cycle what ``i_head`` said
         of it; twice
@@ -97,6 +99,7 @@ class Cascade(wiring.Component):
                 "streamed": Out(1),
                 "n_heads": Out(HEAD_BITS + 1),
                 "summed": In(1),
+                "releasing": In(1),
                 "i_list": In(stream.Signature(read_layout(config.n_max, config.lanes))),
                 "o_list": Out(ids),
                 "look": In(range(config.n_max // config.lanes)),
@@ -263,10 +266,11 @@ class Cascade(wiring.Component):
                     with m.If(send(side.command)):
                         m.next = f"SELECT {name}"
                 with m.State(f"SELECT {name}"):
-                    command(Op.KEEP)
-                    m.d.comb += selecting.eq(1)
-                    with m.If(send(side.list.i_read, selector.i_row, side.command)):
-                        m.next = f"WAIT {name}"
+                    with m.If(~self.releasing | (side is heads)):
+                        command(Op.KEEP)
+                        m.d.comb += selecting.eq(1)
+                        with m.If(send(side.list.i_read, selector.i_row, side.command)):
+                            m.next = f"WAIT {name}"
                 with m.State(f"WAIT {name}"):
                     m.d.comb += selecting.eq(1)
                     with m.If(ended.all()):

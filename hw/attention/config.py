@@ -54,6 +54,9 @@ class AttentionConfig:
             ("fetch.lines", self.fetch.lines.line_elements, self.qk.n_multipliers),
             ("pv.n_multipliers", self.pv.n_multipliers, self.qk.n_multipliers),
             ("pv.n_regions", self.pv.n_regions, self.qk.n_regions),
+            ("pv.n_lines", self.pv.n_lines, self.qk.n_lines),
+            ("pv.max_head_dim", self.pv.max_head_dim, self.qk.max_head_dim),
+            ("pv.n_max", self.pv.n_max, self.qk.n_max),
             ("pv.lanes", self.pv.lanes, lanes),
             ("selector.lanes", self.selector.lanes, lanes),
             ("selector.in_lanes", self.selector.in_lanes, lanes),
@@ -111,8 +114,9 @@ class AttentionConfig:
         return self.ring_rows.bit_length()
 
     def tile_keys(self, head_dim: int) -> int:
-        """Keys, or values, of a region of the buffer: so many are streamed together. A multiple of P."""
-        return self.qk.buffer.region_lines * self.qk.buffer.vectors_per_line(head_dim)
+        """Keys, or values, that are streamed together: those of a region of the buffer. A multiple of P."""
+        in_region = self.qk.buffer.region_lines * self.qk.buffer.vectors_per_line(head_dim)
+        return min(in_region, self.n_max)
 
     @property
     def sum_bits(self) -> int:

@@ -23,9 +23,9 @@ from .replay.sentence import LayerTrace, layers_of
 
 __all__ = ["AttentionTiming", "LayerTrace", "replay"]
 
-MAX_QUIET_CYCLES = 1_000_000
-"""More than the longest time between two output beats with any real memory: a matrix of 1,024 x 4,096 12-bit
-weights comes through one channel of 8 bytes a cycle in 786,432."""
+MAX_QUIET_CYCLES = 4_000_000
+"""More than the longest time between two output beats with any real memory: a matrix of 1,024 x 8,192 12-bit
+weights comes through one channel of 8 bytes a cycle in 1,572,864."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

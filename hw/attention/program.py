@@ -149,7 +149,8 @@ def _check_pass(one: Pass, config: AttentionConfig) -> None:
     if one.n_positions > config.n_max:
         raise ValueError(f"n_positions must be at most {config.n_max}, not {one.n_positions}")
     n_present = one.n_tokens
-    for layer in one.layers:
+    n_heads = len(one.layers[0].heads)
+    for number, layer in enumerate(one.layers):
         config.check_run(
             n_present,
             len(layer.heads),
@@ -157,7 +158,13 @@ def _check_pass(one: Pass, config: AttentionConfig) -> None:
             progressive=layer.progressive,
             streamed=layer.streamed or layer.rows == "sum",
         )
-        n_present = min(n_present, layer.n_tokens_next)
+        if layer.rows != "sum":
+            n_present = min(n_present, layer.n_tokens_next)
+        elif number in one.heads or n_heads < len(layer.heads) or n_heads > config.n_max:
+            raise ValueError(
+                f"rows 'sum' of layer {number} need all of at most {config.n_max} heads, not a list of them"
+            )
+        n_heads = min(n_heads, layer.n_heads_next)
 
 
 def _longest(passes: Sequence[Pass]) -> list[Pass]:

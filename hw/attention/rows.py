@@ -136,6 +136,7 @@ class QueryIssue(wiring.Component):
     n_keys : keys that the row of ``i_begin`` sees
     release : of each half, a pulse: its group is finished
     has_lsb : of each half: the LSB plane of its group has been asked for
+    releasing : a half is still to be released, once all its lines have come
     """
 
     def __init__(self, config: AttentionConfig) -> None:
@@ -158,6 +159,7 @@ class QueryIssue(wiring.Component):
                 "n_keys": Out(config.count_bits),
                 "release": In(2),
                 "has_lsb": In(2),
+                "releasing": Out(1),
             }
         )
 
@@ -190,6 +192,7 @@ class QueryIssue(wiring.Component):
             query.n_keys.eq(Mux(is_release, 0, n_keys)),
             query.release.eq(Mux(is_release, self.n_lines << self.has_lsb.bit_select(half, 1), 0)),
             query.last.eq(~is_release),
+            self.releasing.eq(to_release.any() | (self.o_query.valid & is_release)),
         ]
         with m.If(self.streamed):
             m.d.comb += [

@@ -286,6 +286,7 @@ class Attention(wiring.Component):
             reports.ends.eq(source.ends),
             loader.key_freed.eq(qk.freed),
             loader.value_freed.eq(pv.freed),
+            cascade.releasing.eq(issue.releasing),
         ]
 
     def _probabilities(self, m: Module, softmax, cascade, values) -> None:

@@ -248,7 +248,9 @@ def case(
     sums = [result.sums for result in results if result.sums is not None]
     token_lists = [kept for one in sentences for kept in _token_lists(one)]
     n_rows = sum(len(result.order) for result in results)
+    timing = None if jitter_cycles else replay(traces(sentences), config, memory)
     n_scores = sum(len(result.tokens) * max(len(result.order), len(result.heads)) for result in results)
+    budget_cycles = timing.n_cycles if timing else 40 * n_scores
     return Case(
         name=name,
         inputs=program.inputs,
@@ -265,9 +267,9 @@ def case(
                 config.sum_bits,
             ),
         },
-        expected_cycles={} if jitter_cycles else replay(traces(sentences), config, memory).by_stream,
+        expected_cycles=timing.by_stream if timing else {},
         memories=memories(program.atoms, config.fetch.crossbar, memory, jitter_cycles),
-        max_cycles=max_cycles or 3000 + 400 * n_rows + 400 * len(results) + 40 * n_scores,
+        max_cycles=max_cycles or 3000 + 400 * n_rows + 400 * len(results) + budget_cycles,
     )
 
 

@@ -10,7 +10,7 @@ HEAD_DIMS = (32, 64, 128)
 """Head dimensions; a payload names one by its place in this tuple."""
 
 MIN_REGION_LINES = 8
-"""Smaller regions would spend more time on requests than on lines."""
+"""Each load is a request with a way of its own through the fetcher."""
 
 READ_LATENCY_CYCLES = 2
 """Address given to elements in the operand registers: SRAM, register."""

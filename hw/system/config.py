@@ -75,8 +75,8 @@ DESCRIPTOR_ERROR_TEXT: Mapping[DescriptorError, str] = {
     DescriptorError.N_VALUES: "`n_values` is 0",
     DescriptorError.N_TOKENS_NEXT: "`n_tokens_next` is 0",
     DescriptorError.N_HEADS_NEXT: "`n_heads_next` is 0",
-    DescriptorError.ROWS: "`rows` is no kind of rows",
-    DescriptorError.KEYS: "the keys present (with their LSBs) do not fit in half of the buffer",
+    DescriptorError.ROWS: "`rows` SUM with heads that are not filled, or more of them than tokens can be",
+    DescriptorError.KEYS: "the keys present (with LSBs) neither fit in half of the buffer nor are streamed",
     DescriptorError.COUNTS: "the header's counts do not agree with `n_heads`, `tokens` and `heads`",
     DescriptorError.PLANE: "`record_heads` of a plane is not in 1..4, or `head` is not below it",
     DescriptorError.LIST: "a list is not dense, does not end with its last beat, is too long, names a head "

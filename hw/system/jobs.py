@@ -5,7 +5,7 @@ from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.attention.program import GIVEN, GO_ON, ROWS
+from hw.attention.program import FILL, GIVEN, GO_ON, ROWS
 from hw.fetch.config import MAX_RECORD_HEADS, PLANE_BITS
 
 from .config import DescriptorError, SystemConfig
@@ -184,7 +184,10 @@ class JobReader(wiring.Component):
             (layer.n_values == 0, DescriptorError.N_VALUES),
             (layer.n_tokens_next == 0, DescriptorError.N_TOKENS_NEXT),
             ((layer.n_heads_next == 0) & (rows != ROWS["one"]), DescriptorError.N_HEADS_NEXT),
-            (rows > max(ROWS.values()), DescriptorError.ROWS),
+            (
+                (rows == ROWS["sum"]) & ((heads != FILL) | (layer.n_heads > core.n_max)),
+                DescriptorError.ROWS,
+            ),
             ((n_tokens > fitting) & ~(layer.streamed | (rows == ROWS["sum"])), DescriptorError.KEYS),
             (counts["i_head"] != layer.n_heads, DescriptorError.COUNTS),
             (unlike("i_tokens", tokens == GIVEN), DescriptorError.COUNTS),
@@ -214,12 +217,12 @@ class JobReader(wiring.Component):
         """What later records are checked by."""
         layer = self._view("i_layer")
         with m.If(taken & self._is("i_layer")):
-            n_next = layer.n_tokens_next
+            n_next, is_sum = layer.n_tokens_next, Value.cast(layer.rows) == ROWS["sum"]
             m.d.sync += [
-                self.present.eq(Mux(self.n_tokens < n_next, self.n_tokens, n_next)),
+                self.present.eq(Mux((self.n_tokens < n_next) | is_sum, self.n_tokens, n_next)),
                 self.n_heads.eq(layer.n_heads),
                 self.progressive.eq(layer.progressive),
-                self.sums.eq(Value.cast(layer.rows) == ROWS["sum"]),
+                self.sums.eq(is_sum),
             ]
         for name, layout in self.layouts.items():
             if set(layout.members) == PACKED:

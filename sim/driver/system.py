@@ -13,7 +13,7 @@ from hw.attention.config import AttentionConfig
 from hw.attention.program import Pass, programs
 from hw.system.config import ALIGNMENT_BYTES, COUNT_BITS, SystemFormat
 
-SUMMARY, ROWS = "o_summary", "o"
+SUMMARY, ROWS, SUMS = "o_summary", "o", "o_sums"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,10 @@ def _most_beats(passes: Sequence[Pass], config: AttentionConfig, layout: SystemF
             n_selections = 1 + (one.given is not None and number == 0)
             for port in most:
                 n_listed = n_heads if "head" in port else n_selections * n_tokens
-                most[port] += -(-n_listed // config.lanes) + n_selections
+                if port != SUMS:
+                    most[port] += -(-n_listed // config.lanes) + n_selections
             most[ROWS] += n_heads * n_tokens
             most[SUMMARY] += 1
+            if layer.rows == "sum":
+                most[SUMS] += -(-n_tokens // config.confidence.lanes)
     return most

@@ -12,9 +12,9 @@ import pytest
 from benchmarks.system_run import BASE, BUSY, DONE, ERROR, SOFT_RESET, START, Software
 from hw.attention.config import attention_config
 from hw.attention.layers import GivenTokens
-from hw.attention.program import PlaneBits
+from hw.attention.program import ROWS, PlaneBits
 from hw.attention.shapes import head_layout, ids_layout, layer_layout
-from hw.attention.vectors import Options, Sentence, Shape, case, one_token, sentence
+from hw.attention.vectors import Options, Sentence, Shape, case, matrix_product, one_token, sentence
 from hw.config import ChipConfig, preset
 from hw.harness.build import emit
 from hw.registry import TOPS
@@ -42,14 +42,16 @@ def mismatches(image: Image, log: Log, passes: Sequence[Sentence]) -> tuple[str,
 
 
 def small(seed: int = 1) -> list[Sentence]:
-    """A sentence that prunes tokens and heads and computes rows again, then a new token of a given list."""
+    """A sentence that prunes tokens and heads and computes rows again; then, streamed, a new token of a given
+    list; then a matrix times a vector."""
     rng = np.random.default_rng(seed)
     options = Options(k_bits=4, token_keep=0.6, head_keep=0.7, value_keep=0.5, threshold=2600)
     given = GivenTokens(tokens=np.array([0, 1, 3, 4, 5, 6]), importance=rng.integers(0, 99, 6), n_keep=4)
-    new = replace(options, rows="one", protect_last=True)
+    new = replace(options, rows="one", protect_last=True, streamed=1.0)
     return [
         sentence(Shape(5, 3, 32, 2), options, CORE, rng),
         one_token(Shape(7, 3, 32, 1), new, given, CORE, rng, {0: [0, 2]}),
+        matrix_product(5, 70, 8, CORE, rng),
     ]
 
 
@@ -157,7 +159,6 @@ BAD_LAYERS = {
     ("n_values", 0): DescriptorError.N_VALUES,
     ("n_tokens_next", 0): DescriptorError.N_TOKENS_NEXT,
     ("n_heads_next", 0): DescriptorError.N_HEADS_NEXT,
-    ("rows", 3): DescriptorError.ROWS,
     ("n_tokens", 65): DescriptorError.KEYS,
 }
 """Field of the first layer, and what is wrong with a value of it; 64 keys with LSBs fit in half a buffer."""
@@ -184,6 +185,8 @@ def bad_jobs() -> dict[str, tuple[Image, list[Step], ErrorCode, int, int | None]
     spoiled = poked(given, scores + 8, field(ids, "count"), 1)
     bad["more scores than tokens"] = (spoiled, [], descriptor, DescriptorError.LIST, 0)
     spoiled = poked(given, scores + 16, (0, CORE.id_bits), 3)
+    sums = poked(given, LAYER_AT, field(LAYER, "rows"), ROWS["sum"])
+    bad["sums over a list of heads"] = (sums, [], descriptor, DescriptorError.ROWS, 0)
     bad["head that is not there"] = (spoiled, [], descriptor, DescriptorError.LIST, 0)
 
     n_bytes = image.regions["descriptors"].n_bytes
@@ -195,9 +198,9 @@ def bad_jobs() -> dict[str, tuple[Image, list[Step], ErrorCode, int, int | None]
         "channel unaligned": (image, write(DRAM0_BASE_LO=low + 2048), unaligned, 1, 0),
         "output unaligned": (image, write(OUT_TOKENS_BASE_LO=low + 64), unaligned, 128 + 3, 0),
         "no descriptors": (image, write(DESCRIPTOR_BYTES=0), too_short, 0, 0),
-        "descriptors too short": (image, write(DESCRIPTOR_BYTES=n_bytes - 8), too_short, 0, 2),
-        "descriptors too long": (image, write(DESCRIPTOR_BYTES=n_bytes + 8), too_short, 1, 3),
-        "a layer too many": (image, write(N_LAYERS=4), too_short, 0, 3),
+        "descriptors too short": (image, write(DESCRIPTOR_BYTES=n_bytes - 8), too_short, 0, 3),
+        "descriptors too long": (image, write(DESCRIPTOR_BYTES=n_bytes + 8), too_short, 1, 4),
+        "a layer too many": (image, write(N_LAYERS=5), too_short, 0, 4),
         "planes outside": (image, write(DRAM0_BASE_HI=9), ErrorCode.DRAM_READ, 0, None),
         "descriptors outside": (image, write(DESCRIPTOR_BASE_HI=9), ErrorCode.DESCRIPTOR_READ, 0, 0),
         "outputs outside": (image, write(OUT_ROW_BASE_HI=9), ErrorCode.WRITE, 0, None),

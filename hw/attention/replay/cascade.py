@@ -258,6 +258,8 @@ class Cascade:
         self.out_head: Head | None = None
         """It waits until the next head's number is there."""
         self.summary_stamps: list[int] = []
+        self.releasing = False
+        """Lines of the layer that no row needs are still on their way."""
         self.summed = False
         """All sums of the layer have left in this cycle."""
 
@@ -266,8 +268,13 @@ class Cascade:
         return self.layers[max(self.number, 0)]
 
     @property
+    def waits(self) -> bool:
+        """For lines that are on their way, before tokens are selected."""
+        return self.releasing and self.of_tokens and self.state == "SELECT"
+
+    @property
     def selecting(self) -> bool:
-        return self.state in ("SELECT", "WAIT")
+        return self.state in ("SELECT", "WAIT") and not self.waits
 
     @property
     def side(self) -> _Side:
@@ -306,8 +313,8 @@ class Cascade:
     ) -> bool:
         """One cycle after ``out_head`` and the list of tokens were taken; beats of probabilities and of
         magnitudes only where they are taken. Whether the loader's read of the list was taken."""
-        side = self.side
-        offers, taken = self.offers, set[str]()
+        side, waits = self.side, self.waits
+        offers, taken = set[str]() if waits else self.offers, set[str]()
         kept_list = kept_importance = None
         score_taken = False
         if self.selecting:
@@ -321,7 +328,8 @@ class Cascade:
                 self._importance(cycle, which, command, beat, None, score_taken=False)
         self._heads_out()
         read_taken = self._lists(offers, taken, kept_list, list_read)
-        self._advance(cycle, offers, taken)
+        if not waits:
+            self._advance(cycle, offers, taken)
         return read_taken
 
     def _offers(self) -> set[str]:

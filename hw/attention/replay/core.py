@@ -70,6 +70,7 @@ class Core:
         line_for = target if line is not None else None
         line_taken, n_query_rows = self._line_taken(line, target)
         ids_wait = self.gather.out is not None
+        self.cascade.releasing = self.issue.releasing
         request_taken, ids_end = self._fetch(cycle, line_taken)
 
         output_taken, head_beat = self._outputs(cycle)

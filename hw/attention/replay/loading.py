@@ -103,6 +103,11 @@ class Issue:
         """On ``o_query``: that of a row; a streamed row; or a head and the half to release."""
 
     @property
+    def releasing(self) -> bool:
+        """A half is still to be released."""
+        return isinstance(self.held, tuple) or self.to_release != [None, None]
+
+    @property
     def query(self) -> Query | None:
         held = self.held
         if held is None or isinstance(held, Query):
