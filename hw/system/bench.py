@@ -40,8 +40,8 @@ class Sink:
         self.is_ready = False
         self.offered: tuple[int, ...] | None = None
 
-    def drive(self) -> None:
-        self.is_ready = self.rng.random() >= self.bench.run.p_stall
+    def drive(self, is_open: bool = True) -> None:
+        self.is_ready = is_open and self.rng.random() >= self.bench.run.p_stall
         self.bench.pins.set(f"{self.name}ready", self.is_ready)
 
     def sample(self) -> tuple[int, ...] | None:
@@ -154,18 +154,23 @@ class Reader:
         self.bench = bench
         self.addresses = Sink(bench, prefix, "ar", ("addr", "len", "size", "burst"))
         self.answers = Source(bench, prefix, "r", ("data", "resp", "last"))
+        self.n_open = 0
+        """Bursts whose last word has not been taken."""
         self.rng = random.Random(f"{bench.run.seed} {prefix} jitter")
 
     def drive(self) -> None:
-        self.addresses.drive()
+        self.addresses.drive(self.n_open < self.bench.run.n_bursts)
         self.answers.after_edge()
         self.answers.drive()
 
     def sample(self) -> None:
-        self.answers.sample()
+        is_last = bool(self.answers.waiting) and self.answers.waiting[0][1][2]
+        self.n_open -= self.answers.sample() and is_last
         taken = self.addresses.sample()
         if taken is None:
             return
+        self.n_open += 1
+        self.bench.log.bursts.append((self.addresses.name, taken[0], taken[1] + 1))
         bench, run = self.bench, self.bench.run
         due = bench.cycle + run.latency_cycles + self.rng.randint(0, run.jitter_cycles)
         words = bench.burst(self.addresses.name, *taken)

@@ -38,8 +38,8 @@ def without_start_values(verilog: str) -> str:
     return re.sub(memory, "", text, flags=re.MULTILINE)
 
 
-def run_in_amaranth(config: SystemConfig, run: Run) -> Log:
-    """One run in Amaranth's own simulator: slow, but nothing to build."""
+def run_in_amaranth(config: SystemConfig, runs: Sequence[Run]) -> list[Log]:
+    """Every run from hardware reset in Amaranth's own simulator: slow, but soon begun."""
     system = System(config)
 
     class Pins:
@@ -52,10 +52,10 @@ def run_in_amaranth(config: SystemConfig, run: Run) -> Log:
         def set(self, name: str, value: int) -> None:
             self.ctx.set(getattr(system, name), int(value))
 
-    logs = []
+    logs: list[Log] = []
 
     async def play(ctx) -> None:
-        bench = Bench(Pins(ctx), run, config.core.fetch.n_channels, config.bus_bytes)
+        bench = Bench(Pins(ctx), runs[len(logs)], config.core.fetch.n_channels, config.bus_bytes)
         while not bench.over:
             bench.drive()
             bench.sample()
@@ -65,8 +65,11 @@ def run_in_amaranth(config: SystemConfig, run: Run) -> Log:
     simulator = Simulator(system)
     simulator.add_clock(1e-9)
     simulator.add_testbench(play)
-    simulator.run()
-    return logs[0]
+    for number in range(len(runs)):
+        if number:
+            simulator.reset()
+        simulator.run()
+    return logs
 
 
 def run_in_verilator(

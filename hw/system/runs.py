@@ -30,6 +30,9 @@ class Run:
     faults: Sequence[int] = ()
     """Byte addresses; the word that holds one answers SLVERR, read or written."""
     latency_cycles: int = 10
+    n_bursts: int = 256
+    """Bursts of a read master that memory takes before it has answered the first of them; with 1 each
+    burst waits for the latency of its own. cocotbext-axi takes two."""
     jitter_cycles: int = 0
     """Of an answer's latency, drawn anew each time; answers of one port stay in order."""
     p_stall: float = 0.0
@@ -51,6 +54,8 @@ class Log:
     problems: list[str] = field(default_factory=list)
     """Rules of AXI that the design broke; "timeout" where the steps did not come to their end."""
     n_cycles: int = 0
+    bursts: list[tuple[str, int, int]] = field(default_factory=list)
+    """Read bursts in the order in which they were taken: channel, address, words. Not with cocotbext-axi."""
 
 
 def save(path: Path, items: Sequence[Run | Log]) -> None:
