@@ -393,7 +393,7 @@ def test_rejects_groups_and_first_layers_that_contradict():
             AttentionGolden(CORE, 4, 4).layer(replace(layer, groups=groups))
     with pytest.raises(ValueError, match="k of heads 1 and 2 must be equal: they share it"):
         AttentionGolden(CORE, 4, 4).layer(replace(layer, groups=[0, 0, 0, 1]))
-    with pytest.raises(ValueError, match="rows must be one of all, causal, one, not 'two'"):
+    with pytest.raises(ValueError, match="rows must be one of all, causal, one, sum, not 'two'"):
         AttentionGolden(CORE, 4, 4).layer(replace(layer, rows="two"))
     zeros = torch.zeros(4, dtype=torch.int64)
     core = AttentionGolden.given(CORE, torch.arange(4), zeros, 4, 4, 4, token_shift=2)

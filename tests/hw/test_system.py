@@ -320,7 +320,7 @@ def test_registers_hold_what_the_table_says(models):
     assert log.reads[names.index("ID")] == MAGIC
     held = log.reads[n : n + len(writable)]
     assert held == [0xA5A5_5A5B & register.mask for register in writable]
-    assert log.reads[n + len(writable) :] == [0, 3, 2, 1, 1, 0]
+    assert log.reads[n + len(writable) :] == [0, sum(len(one.layers) for one in SMALL), 2, 1, 1, 0]
     assert log.refused == [ADDRESS["STATUS"], 0xFFC, 0xFF8, ADDRESS["N_LAYERS"]]
 
 
