@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.decode_step import decode_step
+from benchmarks.decode_step import OPTIONS, decode_step
 from hw.attention import cycles as attention_cycles
 from hw.attention.config import AttentionConfig, attention_config
 from hw.attention.cycles import LayerTrace, replay
@@ -34,6 +34,7 @@ from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import Case, judge
 from hw.registry import BLOCKS
 from hw.topk.config import TopKConfig
+from tests.hw.test_attention import SMALL
 
 
 def chip(name: str, **changes) -> AttentionConfig:
@@ -41,15 +42,6 @@ def chip(name: str, **changes) -> AttentionConfig:
 
 
 TINY = attention_config(preset("tiny"))
-QUICK = chip(
-    "quick",
-    n_multipliers=32,
-    kv_sram_bytes=1536,
-    n_dram_channels=1,
-    softmax_lanes=2,
-    topk=TopKConfig(lanes=2, n_max=16),
-    n_value_engines=2,
-)
 SPLIT = chip(
     "split",
     n_multipliers=64,
@@ -83,8 +75,8 @@ def one_layer(**changes) -> list[LayerTrace]:
 
 def small_case(memory: MemoryTiming) -> Case:
     options = Options(k_bits=4, token_keep=0.6, head_keep=0.7, value_keep=0.5, threshold=1500)
-    one = sentence(Shape(7, 3, 32, 2), options, QUICK, np.random.default_rng(3))
-    return case("small", [one], QUICK, memory=memory)
+    one = sentence(Shape(7, 3, 32, 2), options, SMALL, np.random.default_rng(3))
+    return case("small", [one], SMALL, memory=memory)
 
 
 def small_generation(memory: MemoryTiming) -> Case:
@@ -93,16 +85,16 @@ def small_generation(memory: MemoryTiming) -> Case:
         k_bits=4, token_keep=0.7, value_keep=0.6, threshold=4000, rows="one", group_size=2, protect_last=True
     )
     rng = np.random.default_rng(5)
-    passes = generation(Shape(4, 4, 32, 1), options, 2, QUICK, rng, sequence=0, halve=True)
+    passes = generation(Shape(4, 4, 32, 1), options, 2, SMALL, rng, sequence=0, halve=True)
     assert any(bool(result.used_lsb.any()) for one in passes[1:] for result in one.results)
-    return case("generation", passes, QUICK, memory=memory)
+    return case("generation", passes, SMALL, memory=memory)
 
 
 def test_every_beat_is_on_time_in_amaranth():
     """Tokens, heads and values pruned, some rows computed again; also with a slow channel."""
     slow = MemoryTiming(latency_cycles=1, interval_cycles=3)
     runs = [small_case(MEMORY), small_case(slow), small_generation(MEMORY)]
-    for one, log in run_cases(Attention(QUICK), runs):
+    for one, log in run_cases(Attention(SMALL), runs):
         assert set(one.expected_cycles) == set(one.expected)
         for port, cycles in one.expected_cycles.items():
             np.testing.assert_array_equal(log.since_first_input(port), cycles, err_msg=f"{one.name} {port}")
@@ -225,7 +217,7 @@ def test_a_matrix_comes_as_fast_as_memory_brings_it(weight_bits):
 def test_a_decode_step_of_the_whole_paper_core():
     """GPT-2-Small's shape, 12 layers of 12 heads, 1,024 keys in the first: the published size, in Verilog."""
     paper = attention_config(preset("paper"))
-    one = decode_step(1024, 12, paper, token_keep=0.9)
+    one = decode_step(1024, 12, paper, replace(OPTIONS, token_keep=0.9))
     used_lsb = [int(result.used_lsb.sum()) for result in one.results]
     assert 0 < sum(used_lsb) < 12 * 12
     step = case("decode step", [one], paper, memory=MemoryTiming(latency_cycles=45))
