@@ -11,6 +11,7 @@ from amaranth.lib import wiring
 from hw.attention.config import attention_config
 from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
+from hw.epilogue.config import epilogue_config
 from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
 from hw.fir.config import fir_config
 from hw.harness.job import Case
@@ -286,6 +287,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.fir",
             component_name="Fir",
             config=fir_config,
+        ),
+        Block(
+            name="epilogue",
+            summary="sums to maps: scale, bias, noise or residual, activation",
+            package="hw.epilogue",
+            component_name="Epilogue",
+            config=epilogue_config,
         ),
     )
 }

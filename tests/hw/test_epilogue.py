@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: MIT
+"""Epilogue: golden against exact and float arithmetic, RTL against golden and cycle model, mutants."""
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hw.config import PRESETS
+from hw.epilogue.config import (
+    LATENCY_CYCLES,
+    SLOPE,
+    SLOPE_SHIFT,
+    Activation,
+    EpilogueConfig,
+    Job,
+    Reader,
+    Side,
+    Table,
+    epilogue_config,
+)
+from hw.epilogue.cycles import job_cycles, replay
+from hw.epilogue.golden import epilogue
+from hw.epilogue.rtl import Epilogue
+from hw.epilogue.vectors import cases
+from hw.harness.amaranth_sim import run_cases
+from hw.harness.job import judge
+from hw.systolic.config import systolic_config
+from tests.hw.mutants import mutated
+
+SMALL = EpilogueConfig(lanes=2, max_tiles=3)
+CONFIGS = [SMALL, EpilogueConfig(lanes=1, max_tiles=2), EpilogueConfig(lanes=5, max_tiles=4)]
+
+
+def signed(bits):
+    return st.one_of(
+        st.integers(-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+        st.sampled_from([-(1 << (bits - 1)), -1, 0, 1, (1 << (bits - 1)) - 1]),
+    )
+
+
+def nearest(x):
+    """Half up."""
+    return floor(x + Fraction(1, 2))
+
+
+def clamp(x, bits):
+    return max(-(1 << (bits - 1)), min((1 << (bits - 1)) - 1, x))
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_golden_is_exact_arithmetic_rounded_half_up(data):
+    draw = data.draw
+    x, bias, side, scale = (draw(signed(bits)) for bits in (32, 24, 16, 16))
+    multiplier, limit = draw(st.integers(0, 65535)), draw(st.integers(0, (1 << 23) - 1))
+    reader = Reader(shift=draw(st.integers(0, 39)), wide=draw(st.booleans()))
+    job = Job(
+        shift=draw(st.integers(0, 47)),
+        side=draw(st.sampled_from(Side)),
+        side_shift=draw(st.integers(0, 15)),
+        activation=draw(st.sampled_from(Activation)),
+        limit=limit,
+        readers=(reader,),
+    )
+    t = clamp(nearest(Fraction(x * multiplier, 1 << job.shift)), 24)
+    u = clamp(t + bias + (side * (1 << job.side_shift) if job.side != Side.NONE else 0), 24)
+    v = {
+        Activation.NONE: u,
+        Activation.RELU: max(u, 0),
+        Activation.RELU6: min(max(u, 0), limit),
+        Activation.LEAKY: u if u >= 0 else nearest(u * Fraction(SLOPE, 1 << SLOPE_SHIFT)),
+    }[job.activation]
+    want = clamp(nearest(Fraction(v * scale, 1 << reader.shift)), reader.bits)
+    passes = 0 < u < limit if job.activation == Activation.RELU6 else u > 0
+
+    table = Table(multiplier=np.array([multiplier]), bias=np.array([bias]), scales=np.array([[scale]]))
+    beside = None if job.side == Side.NONE else torch.tensor([side])
+    got = epilogue(torch.tensor([x]), job, table, beside)
+    assert (int(got.maps[0]), bool(got.mask)) == (want, passes)
+
+
+@pytest.mark.parametrize("activation", Activation, ids=lambda a: a.name)
+def test_error_against_float_keeps_the_bound(activation):
+    """docs/epilogue.md derives it. No number saturates here; noise and scales are half a step off at most."""
+    generator = torch.Generator().manual_seed(1)
+    n, shift, side_shift, out_shift = 16, 24, 4, 20
+    x = torch.randint(-(2**24), 2**24, (4000, n), generator=generator)
+    scale, bias, noise, style = (
+        size * torch.randn(shape, generator=generator).double()
+        for size, shape in ((2.0**14, n), (20_000.0, n), (1000.0, (4000, 1)), (2**9, n))
+    )
+    scale = scale.abs()
+    limit = 20_000
+    job = Job(
+        shift=shift,
+        side=Side.NOISE,
+        side_shift=side_shift,
+        activation=activation,
+        limit=limit,
+        readers=(Reader(shift=out_shift, wide=True),),
+    )
+    steps = (scale.round().long(), bias.round().long(), style.round().long())
+    table = Table(multiplier=steps[0].numpy(), bias=steps[1].numpy(), scales=steps[2].numpy()[None])
+    got = epilogue(x, job, table, noise.round().long()).maps[0]
+
+    u = x * scale * 2.0**-shift + bias + noise * 2**side_shift
+    v = {
+        Activation.NONE: u,
+        Activation.RELU: u.clamp(min=0),
+        Activation.RELU6: u.clamp(0, limit),
+        Activation.LEAKY: torch.where(u < 0, 0.2 * u, u),
+    }[activation]
+    want = v * style * 2.0**-out_shift
+    of_u = x.abs() * (scale - steps[0]).abs() * 2.0**-shift + 1 + 2.0 ** (side_shift - 1)
+    leaky = activation == Activation.LEAKY
+    of_v = of_u + leaky * (0.5 + u.abs() * (0.2 - SLOPE / 2**SLOPE_SHIFT))
+    bound = (
+        0.5 + of_v * steps[2].abs() * 2.0**-out_shift + v.abs() * (style - steps[2]).abs() * 2.0**-out_shift
+    )
+    error = (got - want).abs()
+    assert bool((error <= bound).all())
+    assert float((error / bound).max()) > 0.9
+    assert float(bound.max()) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("bias", "shift", "out_shift", "wide", "want"),
+    [
+        (0, 0, 23, True, [32767, -32767]),  # t
+        (2**23 - 1, 0, 23, True, [32767, 0]),  # t, then u or not
+        (-(2**23), 0, 23, True, [0, -32767]),
+        (2**23 - 1, 47, 0, True, [32767, 32767]),  # only the output
+        (-(2**23), 47, 0, False, [-128, -128]),
+    ],
+)
+def test_saturates_at_every_stage(bias, shift, out_shift, wide, want):
+    numbers = table(multiplier=65535, bias=bias, scale=32767)
+    job = Job(shift=shift, readers=(Reader(shift=out_shift, wide=wide),))
+    got = epilogue(torch.tensor([[2**31 - 1], [-(2**31)]]), job, numbers)
+    assert got.maps[0].flatten().tolist() == want
+
+
+def test_two_readers_get_their_own_scale_shift_and_width():
+    table = Table(multiplier=np.array([1]), bias=np.array([0]), scales=np.array([[3], [-100]]))
+    job = Job(readers=(Reader(shift=1), Reader(shift=0, wide=True)))
+    got = epilogue(torch.tensor([[5], [1000]]), job, table)
+    assert [m.flatten().tolist() for m in got.maps] == [[8, 127], [-500, -32768]]
+    assert got.mask.all()
+
+
+def test_a_table_is_five_beats_a_tile():
+    table = Table(
+        multiplier=np.array([1, 2, 65535]),
+        bias=np.array([-1, 2**22, -(2**23)]),
+        scales=np.array([[-1, 7, 8]]),
+    )
+    assert table.beats(2).tolist() == [
+        [1, 2], [0xFFFF, 0], [0xFFFF, 0x40], [0xFFFF, 7], [0, 0],
+        [65535, 0], [0, 0], [0xFF80, 0], [8, 0], [0, 0],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("p_stall", [0.0, 0.5], ids=["full-rate", "stalls"])
+def test_rtl_matches_golden_and_cycles(config, p_stall):
+    made = cases(config, seed=1, n_random=6)
+    runs = [one.stalled(p_stall, seed=2) if p_stall else one for one in made]
+    for one, log in run_cases(Epilogue(config), runs):
+        verdict = judge(one, log)
+        assert verdict.problems == () and verdict.n_beats > 0
+
+
+def test_cycles_are_a_beat_a_reader():
+    one = Job(n_beats=7, n_tables=2)
+    two = Job(n_beats=4, readers=(Reader(), Reader()))
+    assert (job_cycles(one), job_cycles(two)) == (17, 8)
+    first, second, third = replay([one, two, two])
+    assert first.tolist() == list(range(12 + LATENCY_CYCLES, 19 + LATENCY_CYCLES))
+    assert second[0] == first[-1] + 1 and third[0] == second[-1] + 1 and len(third) == 8
+
+
+MUTANTS = [
+    ("noise from every lane", "datapath",
+     "self.side[0], self.side[lane]", "self.side[lane], self.side[lane]"),
+    ("noise for a residual", "datapath", "self.side[0], self.side[lane]", "self.side[0], self.side[0]"),
+    ("side without being asked", "datapath",
+     "Mux(steps[0].side == Side.NONE, 0, side << steps[0].side_shift)", "(side << steps[0].side_shift)"),
+    ("side not shifted", "datapath", "side << steps[0].side_shift", "side"),
+    ("bias without its sign", "datapath", "BIAS_LOW_BITS]).as_signed()", "BIAS_LOW_BITS])"),
+    ("scale of the other reader", "datapath", "entry[4], entry[3]", "entry[3], entry[4]"),
+    ("product one bit short", "datapath",
+     "signed(IN_BITS + MULTIPLIER_BITS)", "signed(IN_BITS + MULTIPLIER_BITS - 1)"),
+    ("sum one bit short", "datapath",
+     "signed(SIDE_BITS + MAX_SIDE_SHIFT + 1)", "signed(SIDE_BITS + MAX_SIDE_SHIFT)"),
+    ("second product short", "datapath",
+     "signed(VALUE_BITS + SCALE_BITS)", "signed(VALUE_BITS + SCALE_BITS - 2)"),
+    ("cut for rounded", "datapath", "half_up.eq((held + 1) >> 1)", "half_up.eq(held >> 1)"),
+    ("shift of the next step", "datapath", "product, steps[1].shift", "product, steps[0].shift"),
+    ("output shift of the next step", "datapath", "steps[6].out_shift", "steps[5].out_shift"),
+    ("bias of the next step", "datapath", "delayed(m, added, 2,", "delayed(m, added, 1,"),
+    ("scale of the next step", "datapath", "delayed(m, scale, 5,", "delayed(m, scale, 4,"),
+    ("mask of the next step", "datapath", "delayed(m, mask, 2,", "delayed(m, mask, 1,"),
+    ("width of the next step", "datapath", "steps[-1].wide", "steps[-2].wide"),
+    ("first sum wraps around", "datapath", "t.eq(_saturated(half_up, VALUE_BITS))", "t.eq(half_up)"),
+    ("second sum wraps around", "datapath", "u.eq(_saturated(total, VALUE_BITS))", "u.eq(total)"),
+    ("saturates to the wrong end", "datapath",
+     "Mux(x < low, low, Mux(x > high, high, x))", "Mux(x < low, low + 1, Mux(x > high, high, x))"),
+    ("saturates too high", "datapath", "Mux(x > high, high, x)", "Mux(x > high + 1, high, x)"),
+    ("slope cut", "datapath", "u * SLOPE + (1 << (SLOPE_SHIFT - 1))", "u * SLOPE"),
+    ("limit for every ReLU", "datapath",
+     "(do == Activation.RELU6) &", "((do == Activation.RELU6) | (do == Activation.RELU)) &"),
+    ("mask at the limit", "datapath", "mask.eq((u > 0) & ~over)", "mask.eq(u > 0)"),
+    ("mask at zero", "datapath", "mask.eq((u > 0)", "mask.eq((u >= 0)"),
+    ("ReLU6 below zero", "datapath", "m.Case(Activation.RELU, Activation.RELU6)", "m.Case(Activation.RELU)"),
+    ("one reader twice", "rtl", "second.eq(~ends_beat)", "second.eq(0)"),
+    ("beat taken for each reader", "rtl", "self.i.ready.eq(steps & ends_beat)", "self.i.ready.eq(steps)"),
+    ("side taken for each reader", "rtl",
+     "self.i_side.ready.eq(steps & ends_beat & has_side)", "self.i_side.ready.eq(steps & has_side)"),
+    ("side taken without being asked", "rtl",
+     "self.i_side.ready.eq(steps & ends_beat & has_side)", "self.i_side.ready.eq(steps & ends_beat)"),
+    ("does not wait for the side", "rtl", "self.i.valid & (self.i_side.valid | ~has_side)", "self.i.valid"),
+    ("overruns the output", "rtl", "flow.eq(~self.o.valid | self.o.ready)", "flow.eq(1)"),
+    ("reads on while it stands", "rtl", "read.en.eq(flow)", "read.en.eq(1)"),
+    ("job taken late", "rtl", "(~loading & ~running) | ends", "~loading & ~running"),
+    ("job taken while loading", "rtl", "(~loading & ~running) | ends", "~running | ends"),
+    ("runs before its table", "rtl", "running.eq(start.n_tables == 0)", "running.eq(1)"),
+    ("one entry too few", "rtl", "with m.If(job.n_tables == 1)", "with m.If(job.n_tables <= 2)"),
+    ("entries go on", "rtl", "with m.If(~loading):", "with m.If(0):"),
+    ("parts in the wrong order", "rtl", "part.rotate_left(1)", "part.rotate_right(1)"),
+    ("one beat more", "rtl", "beat_ends & (job.n_beats == 1)", "beat_ends & (job.n_beats == 0)"),
+    ("last for one reader only", "rtl",
+     "step.last.eq(job.n_beats == 1)", "step.last.eq((job.n_beats == 1) & (second | ~job.two))"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "module", "old", "new"), MUTANTS, ids=[m[0] for m in MUTANTS])
+def test_mutant_is_caught(name, module, old, new, monkeypatch):
+    mutant = mutated(f"hw.epilogue.{module}", old, new)
+    if module == "rtl":
+        component = mutant.Epilogue(SMALL)
+    else:
+        monkeypatch.setattr("hw.epilogue.rtl.Datapath", mutant.Datapath)
+        component = Epilogue(SMALL)
+    full_rate = cases(SMALL, seed=1, n_random=6)
+    runs = [*full_rate, *(one.stalled(0.5, seed=2, slowdown=3) for one in full_rate)]
+    assert any(judge(one, log).problems for one, log in run_cases(component, runs)), name
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EpilogueConfig(lanes=65), "lanes must be in 1..64, not 65"),
+        (lambda: EpilogueConfig(max_tiles=1), "max_tiles must be in 2..4096, not 1"),
+        (lambda: Job(n_beats=0), r"n_beats must be in 1..4294967295, not 0"),
+        (lambda: Job(shift=48), "shift must be in 0..47, not 48"),
+        (lambda: Job(side_shift=16), "side_shift must be in 0..15, not 16"),
+        (lambda: Job(limit=1 << 23), "limit must be in 0..8388607, not 8388608"),
+        (lambda: Job(readers=()), "number of readers must be in 1..2, not 0"),
+        (lambda: Reader(shift=40), "shift must be in 0..39, not 40"),
+        (lambda: Job(n_tables=4).check(SMALL), "n_tables must be at most 3, not 4"),
+        (lambda: table(multiplier=65536), r"multiplier must be in 0..65535, not 65536..65536"),
+        (lambda: table(bias=-(2**23) - 1), r"bias must be in -8388608..8388607, not"),
+        (lambda: table(scale=32768), r"scales must be in -32768..32767, not"),
+        (
+            lambda: Table(multiplier=np.ones(2, int), bias=np.ones(3, int), scales=np.ones((1, 2), int)),
+            r"bias must be of shape \[2\], not \[3\]",
+        ),
+        (lambda: epilogue(torch.zeros(1, 2).long(), Job(), table()), r"x must be int64\[1, 1\], not"),
+        (lambda: epilogue(torch.tensor([2**31]), Job(), table()), r"x must be in -2147483648..2147483647"),
+        (
+            lambda: epilogue(torch.tensor([1]), Job(side=Side.NOISE), table()),
+            "side must be given if it is NOISE",
+        ),
+        (
+            lambda: epilogue(torch.tensor([1]), Job(readers=(Reader(), Reader())), table()),
+            "scales must have a row for each of 2 readers, not 1",
+        ),
+    ],
+)  # fmt: skip
+def test_rejects(build, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        build()
+
+
+def table(multiplier=1, bias=0, scale=1):
+    return Table(multiplier=np.array([multiplier]), bias=np.array([bias]), scales=np.array([[scale]]))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_have_a_lane_a_column_and_an_entry_a_tile(name):
+    config, array = epilogue_config(PRESETS[name]), systolic_config(PRESETS[name])
+    assert config.lanes == array.columns
+    assert config.lanes * (config.max_tiles - 1) < array.max_channels <= config.lanes * config.max_tiles
