@@ -1,0 +1,1 @@
+"""Convolution core: operations on maps in memory, by systolic array, filter and epilogue."""

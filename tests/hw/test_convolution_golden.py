@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""Operations of the convolution core and their golden model: values by hand, rejected lists."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from hw.convolution import golden
+from hw.convolution.operations import Conv, Epilogue, Fir, MapShape, Output, checked
+from hw.epilogue.config import Activation
+from hw.fir.config import Map
+from hw.systolic.descriptor import Layer
+from tests.hw.mutants import mutated
+
+
+def plain(n, *outputs, **more):
+    """An epilogue that hands sums on; outputs of 8 bits over 2^16, the second output twice as large."""
+    made = tuple(
+        Output(name=name, bits=bits, scale=np.full(n, 1 + i, np.int16), shift=0 if bits == 16 else 16)
+        for i, (name, bits) in enumerate(outputs)
+    )
+    settings = {"multiplier": np.ones(n, np.uint16), "shift": 0, "bias": np.zeros(n, np.int32)} | more
+    return Epilogue(outputs=made, **settings)
+
+
+def pyramid(seed=1):
+    """Two levels of colours and one of activations: every kind of operation and side stream.
+
+    x (4x4x5) -> conv up (9x9x6) -> blur (8x8x6) twice; x -> colours -> up -> + colours of the next level
+    """
+    rng = np.random.default_rng(seed)
+
+    def weights(*shape):
+        return rng.integers(-128, 128, shape).astype(np.int8)
+
+    up = Layer(height=4, width=4, n_in=5, n_out=6, stride=2, transposed=True)
+    rgb_low = Layer(height=4, width=4, n_in=5, n_out=3, kernel=1)
+    rgb = Layer(height=8, width=8, n_in=6, n_out=3, kernel=1)
+    noise = rng.integers(-100, 100, (8, 8)).astype(np.int16)
+    bias = rng.integers(-5000, 5000, 6).astype(np.int32)
+    return [
+        Conv(name="up", layer=up, source="x", weights=weights(8, 7, 3, 3), epilogue=plain(6, ("wide", 16))),
+        Conv(
+            name="rgb4", layer=rgb_low, source="x", weights=weights(3, 5, 1, 1),
+            epilogue=plain(3, ("c4", 16)),
+        ),
+        Fir(
+            name="blur", map=Map(upsample=False, height=9, width=9, channels=6), source="wide",
+            epilogue=plain(
+                6, ("a", 8), ("b", 16), activation=Activation.LEAKY, noise=noise, side_shift=3, bias=bias,
+                shift=9, multiplier=rng.integers(0, 1 << 16, 6).astype(np.uint16),
+            ),
+        ),
+        Fir(
+            name="skip", map=Map(upsample=True, height=4, width=4, channels=3), source="c4",
+            epilogue=plain(3, ("s", 16)),
+        ),
+        Conv(
+            name="rgb8", layer=rgb, source="a", weights=weights(3, 6, 1, 1),
+            epilogue=plain(3, ("c8", 16), residual="s", side_shift=1),
+        ),
+    ]  # fmt: skip
+
+
+def x_map(seed=2):
+    return torch.from_numpy(np.random.default_rng(seed).integers(-128, 128, (4, 4, 5)))
+
+
+def by_hand(operations, x):
+    """The same in float64, which holds all of these numbers, written out anew."""
+
+    def nchw(m):
+        return m.permute(2, 0, 1)[None].double()
+
+    def hwc(m):
+        return m[0].permute(1, 2, 0)
+
+    def rounded(m, bits):
+        return torch.floor(m + 0.5).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+    def filtered(m, **how):
+        taps = torch.tensor([1.0, 3, 3, 1], dtype=torch.float64)
+        kernel = (taps[:, None] * taps).expand(m.shape[1], 1, 4, 4)
+        function = functional.conv_transpose2d if how else functional.conv2d
+        return rounded(hwc(function(m, kernel, padding=1, groups=m.shape[1], **how)) / 16, 18)
+
+    up, rgb4, blur, _, rgb8 = operations
+    w = torch.from_numpy(up.weights).double()[:6, :5]
+    wide = rounded(hwc(functional.conv_transpose2d(nchw(x), w.transpose(0, 1), stride=2)), 16)
+    c4 = rounded(hwc(functional.conv2d(nchw(x), torch.from_numpy(rgb4.weights).double())), 16)
+    e = blur.epilogue
+    t = rounded(filtered(nchw(wide)) * torch.from_numpy(e.multiplier.astype(float)) / 2**9, 24)
+    u = t + torch.from_numpy(e.bias) + 8 * torch.from_numpy(e.noise)[..., None]
+    v = torch.where(u < 0, rounded(u * 13107 / 65536, 24), u)
+    a, b = rounded(v / 65536, 8), rounded(2 * v, 16)
+    s = filtered(nchw(c4), stride=2).clamp(-32768, 32767)
+    c8 = hwc(functional.conv2d(nchw(a), torch.from_numpy(rgb8.weights).double()))
+    c8 = rounded(c8 + 2 * s, 16)
+    return {"wide": wide, "c4": c4, "a": a, "b": b, "s": s, "c8": c8}
+
+
+def test_golden_is_what_the_operations_say():
+    maps = golden.run(pyramid(), {"x": x_map()})
+    for name, value in by_hand(pyramid(), x_map()).items():
+        assert torch.equal(maps[name].double(), value), name
+    assert maps["a"].unique().numel() > 10, "saturated almost everywhere"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("zip(e.outputs, made.maps, strict=True)", "zip(e.outputs, made.maps[::-1], strict=True)"),
+        ("maps[e.residual]", "x.clamp(-9, 9)"),
+        ("torch.from_numpy(e.noise).long()", "torch.from_numpy(e.noise).long().T"),
+        ("known[operation.source]), known)", "known[operation.source]), known).copy() and {}"),
+    ],
+)
+def test_mutant_is_caught(old, new):
+    broken = mutated("hw.convolution.golden", old, new)
+    try:
+        maps = broken.run(pyramid(), {"x": x_map()})
+        good = by_hand(pyramid(), x_map())
+        same = all(torch.equal(maps[name].double(), value) for name, value in good.items())
+    except (KeyError, ValueError, TypeError):
+        same = False
+    assert not same
+
+
+def test_shapes_of_all_maps():
+    shapes = checked(pyramid(), {"x"})
+    assert shapes["x"] == MapShape(height=4, width=4, channels=5, bits=8)
+    assert shapes["wide"] == MapShape(height=9, width=9, channels=6, bits=16)
+    assert shapes["b"] == MapShape(height=8, width=8, channels=6, bits=16)
+    assert shapes.keys() == golden.run(pyramid(), {"x": x_map()}).keys()
+
+
+def test_bad_lists_are_rejected():
+    up, rgb4, blur, skip, rgb8 = pyramid()
+    with pytest.raises(ValueError, match="blur: map 'wide' is read before it is written"):
+        checked([blur, up], {"x"})
+    with pytest.raises(ValueError, match="up: map 'wide' is written twice"):
+        checked([up, up], {"x"})
+    with pytest.raises(ValueError, match=r"rgb8: map 's' must be .*height=8.*, not .*height=9"):
+        other = Fir(
+            name="f", map=Map(upsample=False, height=10, width=9, channels=3), source="y",
+            epilogue=plain(3, ("s", 16)),
+        )  # fmt: skip
+        checked([up, blur, other, rgb8], {"x", "y"})
+    with pytest.raises(ValueError, match=r"map 'a' must be .*bits=16.*, not .*bits=8"):
+        as_residual = Conv(
+            name="r", layer=Layer(height=8, width=8, n_in=6, n_out=6, kernel=1), source="a",
+            weights=np.zeros((6, 6, 1, 1), np.int8), epilogue=plain(6, ("z", 8), residual="a"),
+        )  # fmt: skip
+        checked([up, blur, as_residual], {"x"})
+    with pytest.raises(ValueError, match="map 'c4' is read as planar and pixels"):
+        wide = Layer(height=4, width=4, n_in=3, n_out=3, kernel=1, wide=True)
+        again = Conv(
+            name="again", layer=wide, source="c4", weights=np.zeros((3, 3, 1, 1), np.int8),
+            epilogue=plain(3, ("z", 8)),
+        )  # fmt: skip
+        checked([rgb4, skip, again], {"x"})
+
+
+def test_bad_operations_are_rejected():
+    with pytest.raises(ValueError, match="noise and residual"):
+        plain(3, ("a", 8), noise=np.zeros((2, 2), np.int16), residual="r")
+    with pytest.raises(ValueError, match="names of their own"):
+        plain(3, ("a", 8), ("a", 8))
+    with pytest.raises(ValueError, match="bits of a must be 8 or 16, not 12"):
+        plain(3, ("a", 12))
+    with pytest.raises(ValueError, match=r"outputs must be 1\.\.2, not 0"):
+        plain(3)
+    with pytest.raises(ValueError, match=r"bias must be in -8388608\.\.8388607"):
+        plain(3, ("a", 8), bias=np.full(3, 1 << 23, np.int32))
+    with pytest.raises(TypeError, match="multiplier must be uint16"):
+        plain(3, ("a", 8), multiplier=np.ones(3, np.int64))
+    layer = Layer(height=4, width=4, n_in=5, n_out=3, kernel=1)
+    with pytest.raises(ValueError, match="weights must be for 3 outputs and 5 inputs, not 3 and 4"):
+        Conv(
+            name="c", layer=layer, source="x", weights=np.zeros((3, 4, 1, 1), np.int8),
+            epilogue=plain(3, ("a", 8)),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="multiplier must be for 3 channels, not 2"):
+        Conv(
+            name="c", layer=layer, source="x", weights=np.zeros((3, 5, 1, 1), np.int8),
+            epilogue=plain(2, ("a", 8)),
+        )  # fmt: skip
+    with pytest.raises(TypeError, match=r"noise must be int16\[4, 4\]"):
+        Conv(
+            name="c", layer=layer, source="x", weights=np.zeros((3, 5, 1, 1), np.int8),
+            epilogue=plain(3, ("a", 8), noise=np.zeros((4, 5), np.int16)),
+        )  # fmt: skip
+
+
+def test_given_maps_are_checked():
+    with pytest.raises(TypeError, match=r"map 'x' must be int64\[4, 4, 5\]"):
+        golden.run(pyramid(), {"x": x_map()[:3]})
+    with pytest.raises(ValueError, match=r"map 'x' must be in -128\.\.127"):
+        golden.run(pyramid(), {"x": x_map() + 100})
