@@ -4,8 +4,10 @@
 from dataclasses import dataclass
 
 from hw.config import ChipConfig
-from hw.systolic.config import ACCUMULATOR_BITS, systolic_config
+from hw.systolic.config import systolic_config
 
+MAP_BITS = 16
+"""Width of an element of the maps between a convolution and its filter, as the chips' filters take it."""
 N_PAST = 3
 """Earlier elements of a row or column that a filter of four taps needs."""
 AXIS_GAIN_BITS = 3
@@ -22,11 +24,11 @@ class FirConfig:
 
     lanes: int = 8
     """Channels of a beat; 1..64."""
-    element_bits: int = 32
+    element_bits: int = MAP_BITS
     """Width of a signed input element; 2..32."""
-    out_bits: int = 32
+    out_bits: int = MAP_BITS + 2
     """Width of a signed output element; 2..``element_bits`` + 2, with which nothing ever saturates."""
-    row_beats: int = 128
+    row_beats: int = 256
     """Beats of one row of the input that the line buffers hold; 2..65,536."""
     max_channels: int = 512
     """Most channels; 1..4,096."""
@@ -102,14 +104,9 @@ class Map:
 
 
 def fir_config(chip: ChipConfig) -> FirConfig:
-    """The filter behind the chip's systolic array: a lane a column, its sums as they are.
+    """The filter behind the chip's systolic array: a lane a column, maps of 16 bits, nothing saturates.
 
     The line buffers take at most the bytes of the chip's key SRAM.
     """
     lanes = systolic_config(chip).columns
-    return FirConfig(
-        lanes=lanes,
-        element_bits=ACCUMULATOR_BITS,
-        out_bits=ACCUMULATOR_BITS,
-        row_beats=chip.kv_sram_bytes * 8 // (N_PAST * lanes * ACCUMULATOR_BITS),
-    )
+    return FirConfig(lanes=lanes, row_beats=chip.kv_sram_bytes * 8 // (N_PAST * lanes * MAP_BITS))

@@ -25,7 +25,7 @@ SMALL = FirConfig(lanes=2, element_bits=6, out_bits=6, row_beats=12, max_channel
 CONFIGS = [
     SMALL,
     FirConfig(lanes=1, element_bits=2, out_bits=2, row_beats=2, max_channels=1, max_size=2),
-    FirConfig(lanes=1, element_bits=8, out_bits=10, row_beats=9, max_channels=3, max_size=9),
+    FirConfig(lanes=1, row_beats=9, max_channels=3, max_size=9),
     FirConfig(lanes=3, element_bits=32, out_bits=32, row_beats=13, max_channels=8, max_size=16),
 ]
 
@@ -222,4 +222,5 @@ def test_presets_take_the_key_srams_bytes_and_the_arrays_columns(name):
     chip = PRESETS[name]
     config = fir_config(chip)
     row_bytes = 3 * config.row_beats * config.lanes * config.element_bits // 8
-    assert chip.kv_sram_bytes - row_bytes < 3 * config.lanes * 4 and row_bytes <= chip.kv_sram_bytes
+    assert chip.kv_sram_bytes - row_bytes < 3 * config.lanes * 2 and row_bytes <= chip.kv_sram_bytes
+    assert (config.element_bits, config.out_bits) == (16, 18)
