@@ -11,7 +11,7 @@ from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from .job import QUIET_CYCLES, Beats, Case, Log, StreamPort
-from .memory import Responder
+from .memory import Responder, responders
 from .ports import stream_ports
 
 
@@ -64,10 +64,9 @@ class _Bench:
 
     async def _clocked(self, ctx) -> None:
         case = self.case
-        responders = {name: Responder(memory, case.seed) for name, memory in case.memories.items()}
+        memories = responders(case.memories, case.seed)
         ends: list[_Source | _Sink] = [
-            (_Source if port.is_input else _Sink)(port, case, self.component, responders)
-            for port in self.ports
+            (_Source if port.is_input else _Sink)(port, case, self.component, memories) for port in self.ports
         ]
         quiet = 0
         while self.n_cycles < case.max_cycles and quiet < QUIET_CYCLES:
@@ -90,11 +89,13 @@ class _Bench:
 class _Source:
     """Offers the beats of one input stream; once valid, a beat stays until taken."""
 
-    def __init__(self, port: StreamPort, case: Case, component: wiring.Component, responders) -> None:
+    def __init__(
+        self, port: StreamPort, case: Case, component: wiring.Component, memories: dict[str, Responder]
+    ) -> None:
         self.port, self.stream = port, getattr(component, port.name)
         self.rng, self.p_stall = random.Random(f"{case.seed} {port.name}"), case.p_stall
         self.offering = False
-        self.memory: Responder | None = responders.get(case.answering.get(port.name))
+        self.memory: Responder | None = memories.get(case.answering.get(port.name, ""))
         self.waiting: deque[int] = deque()
         if self.memory is None:
             rows = case.inputs[port.name].astype("<u4")
@@ -115,10 +116,12 @@ class _Source:
 
 
 class _Sink:
-    def __init__(self, port: StreamPort, case: Case, component: wiring.Component, responders) -> None:
+    def __init__(
+        self, port: StreamPort, case: Case, component: wiring.Component, memories: dict[str, Responder]
+    ) -> None:
         self.port, self.stream = port, getattr(component, port.name)
         self.rng, self.p_stall = random.Random(f"{case.seed} {port.name}"), case.p_stall
-        self.memory: Responder | None = responders.get(port.name)
+        self.memory: Responder | None = memories.get(port.name)
 
     def drive(self, ctx, cycle: int) -> None:
         ctx.set(self.stream.ready, self.rng.random() >= self.p_stall)

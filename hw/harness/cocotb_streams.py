@@ -14,7 +14,7 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
 
-from hw.harness.memory import Memory, Responder
+from hw.harness.memory import Memory, Responder, responders
 
 RESET_CYCLES = 2
 
@@ -99,17 +99,23 @@ async def play(dut) -> None:
 def _attach_memories(ports: list[Port], jobs, index: int, seed: int) -> None:
     """One responder for each pair of request and response stream of this case."""
     by_name = {port.name: port for port in ports}
+    images = [jobs[f"{index} image {number}"] for number in range(int(jobs[f"{index} n_images"]))]
+    memories = {}
     for number, (request, response) in enumerate(jobs[f"{index} memories"]):
-        address_bits, latency, jitter, interval = (int(x) for x in jobs[f"{index} memory {number} numbers"])
-        memory = Memory(
+        image, address_bits, latency, jitter, interval, writes = (
+            int(x) for x in jobs[f"{index} memory {number} numbers"]
+        )
+        memories[str(request)] = Memory(
             response=str(response),
-            words=jobs[f"{index} memory {number} words"],
+            words=images[image],
             address_bits=address_bits,
             latency_cycles=latency,
             jitter_cycles=jitter,
             interval_cycles=interval,
+            writes=bool(writes),
         )
-        by_name[str(request)].memory = by_name[str(response)].memory = Responder(memory, seed)
+    for request, responder in responders(memories, seed).items():
+        by_name[request].memory = by_name[responder.memory.response].memory = responder
 
 
 async def _run(dut, ports: list[Port], max_cycles: int, quiet_cycles: int) -> int:

@@ -16,6 +16,7 @@ from hw.registry import Block
 
 from .build import OPTIMISATION, cached, digest, emit, verilator_environment
 from .job import QUIET_CYCLES, Case, Log, StreamPort
+from .memory import image_number, images_of
 
 SIMULATORS = ("verilator", "icarus")
 _BUILD_ARGS = {
@@ -131,9 +132,11 @@ def _save_jobs(path: Path, cases: Sequence[Case], ports: Sequence[StreamPort]) -
         arrays[f"{index} memories"] = np.array(
             [(request, memory.response) for request, memory in case.memories.items()]
         ).reshape(-1, 2)
+        images = images_of(case.memories)
+        arrays[f"{index} n_images"] = len(images)
+        arrays |= {f"{index} image {number}": words for number, words in enumerate(images)}
         for number, memory in enumerate(case.memories.values()):
-            arrays[f"{index} memory {number} numbers"] = memory.numbers
-            arrays[f"{index} memory {number} words"] = memory.words
+            arrays[f"{index} memory {number} numbers"] = [image_number(memory, images), *memory.numbers]
     np.savez(path, **arrays)
 
 

@@ -50,8 +50,8 @@ class Case:
     max_cycles: int
     """Budget; a run that needs more has failed."""
     memories: Mapping[str, Memory] = field(default_factory=dict)
-    """Memories by the output stream that carries their requests. That stream and the one that brings the
-    answers stand neither in ``expected`` nor in ``inputs``."""
+    """Memories by the output stream that carries their requests. The one that brings the answers does not
+    stand in ``inputs``; that of the requests may stand in ``expected``."""
 
     def stalled(self, p_stall: float, seed: int, slowdown: int = 12) -> "Case":
         """The same stimulus under random stalls; cycle expectations do not apply."""

@@ -38,32 +38,65 @@ struct End {
 
 using Words = std::vector<uint32_t>;
 
-// The rules are those of hw/harness/memory.py. Fields of up to 32 bits that start anywhere in a beat.
-struct Memory {
-    uint64_t header[8];  // request port, response port, address bits, latency, jitter, interval, n, words each
+struct Image {
+    uint64_t shape[2];  // words, and 32-bit words of each
     Words words;
-    std::deque<std::pair<uint64_t, Words>> answers;
+};
+
+// 32 bits of a beat, from any bit on.
+uint32_t bits_from(const Words& beat, uint64_t from) {
+    uint64_t two = 0;
+    for (int part = 0; part < 2; ++part)
+        if (from / 32 + part < beat.size()) two |= uint64_t(beat[from / 32 + part]) << 32 * part;
+    return uint32_t(two >> from % 32);
+}
+
+// The rules are those of hw/harness/memory.py.
+struct Memory {
+    uint64_t header[8];  // request port, response port, image, address bits, latency, jitter, interval, writes
+    Image* image;
+    std::deque<std::pair<uint64_t, Words>> answers;  // cycle; the answer, or the request to write
     uint64_t busy_until = 0;
     Random random;
 
+    uint64_t address_of(const Words& request) const { return request[0] & ((uint64_t(1) << header[3]) - 1); }
+
     void ask(const Words& request, uint64_t cycle) {
-        const uint64_t address_bits = header[2], width = header[7];
-        const uint64_t address = request[0] & ((uint64_t(1) << address_bits) - 1);
-        const int n_response = PORTS[header[1]].n_words;
+        const uint64_t jitter = random.next() % (header[5] + 1);
+        const uint64_t due = std::max(cycle + header[4] + jitter, busy_until);
+        busy_until = due + header[6];
+        answers.emplace_back(due, header[7] ? request : read(request));
+    }
+
+    Words read(const Words& request) const {
+        const uint64_t address = address_of(request), width = image->shape[1];
+        const size_t n_response = PORTS[header[1]].n_words;
         Words beat(n_response + 1, 0);
-        if (address < header[6])
-            std::copy_n(words.begin() + address * width, width, beat.begin());
-        for (size_t i = width; i < size_t(n_response); ++i) {  // the tag, from bit address_bits on
-            const uint64_t from = address_bits + 32 * (i - width);
-            uint64_t two = 0;
-            for (int part = 0; part < 2; ++part)
-                if (from / 32 + part < request.size()) two |= uint64_t(request[from / 32 + part]) << 32 * part;
-            beat[i] = uint32_t(two >> from % 32);
+        if (address < image->shape[0])
+            std::copy_n(image->words.begin() + address * width, width, beat.begin());
+        for (size_t i = width; i < n_response; ++i)  // the tag
+            beat[i] = bits_from(request, header[3] + 32 * (i - width));
+        return beat;
+    }
+
+    void write(const Words& request) {
+        const uint64_t width = image->shape[1];
+        uint32_t* word = &image->words.at(address_of(request) * width);
+        for (uint64_t byte = 0; byte < 4 * width; ++byte) {
+            if (!(bits_from(request, header[3] + 32 * width + byte) & 1)) continue;
+            const uint32_t shift = 8 * (byte % 4), value = bits_from(request, header[3] + 8 * byte) & 0xff;
+            word[byte / 4] = (word[byte / 4] & ~(0xffu << shift)) | value << shift;
         }
-        const uint64_t jitter = random.next() % (header[4] + 1);
-        const uint64_t due = std::max(cycle + header[3] + jitter, busy_until);
-        busy_until = due + header[5];
-        answers.emplace_back(due, beat);
+    }
+
+    bool is_due(uint64_t cycle) const { return !answers.empty() && answers.front().first <= cycle; }
+
+    Words answer() {
+        Words beat = std::move(answers.front().second);
+        answers.pop_front();
+        if (!header[7]) return beat;
+        write(beat);
+        return Words(PORTS[header[1]].n_words, 0);
     }
 };
 
@@ -119,13 +152,19 @@ void run_job(Vtop& top, std::FILE* job, std::FILE* log) {
         }
         ends[p].random.state = header[3] * 1000003 + p;
     }
-    uint64_t n_memories;
+    uint64_t n_images, n_memories;
+    read_all(job, &n_images, 1);
+    std::vector<Image> images(n_images);
+    for (Image& image : images) {
+        read_all(job, image.shape, 2);
+        image.words.resize(image.shape[0] * image.shape[1]);
+        read_all(job, image.words.data(), image.words.size());
+    }
     read_all(job, &n_memories, 1);
     std::vector<Memory> memories(n_memories);
     for (Memory& memory : memories) {
         read_all(job, memory.header, 8);
-        memory.words.resize(memory.header[6] * memory.header[7]);
-        read_all(job, memory.words.data(), memory.words.size());
+        memory.image = &images.at(memory.header[2]);
         memory.random.state = header[3] * 1000003 + N_PORTS + memory.header[1];
         ends[memory.header[0]].memory = ends[memory.header[1]].memory = &memory;
     }
@@ -141,11 +180,9 @@ void run_job(Vtop& top, std::FILE* job, std::FILE* log) {
                 port.set_ready(top, !stall);
             } else {
                 if (!end.offering && !stall) {
-                    if (end.memory && !end.memory->answers.empty() &&
-                        end.memory->answers.front().first <= n_cycles) {
+                    if (end.memory && end.memory->is_due(n_cycles)) {
                         end.offering = true;
-                        port.write_payload(top, end.memory->answers.front().second.data());
-                        end.memory->answers.pop_front();
+                        port.write_payload(top, end.memory->answer().data());
                     } else if (end.position < end.n_beats) {
                         end.offering = true;
                         port.write_payload(top, &end.beats[end.position * port.n_words]);

@@ -14,6 +14,7 @@ from hw.registry import Block
 
 from .build import OPTIMISATION, cached, digest, emit, run_tool, verilator_environment
 from .job import QUIET_CYCLES, Case, Log, StreamPort
+from .memory import image_number, images_of
 
 _MAIN = Path(__file__).with_name("main.cpp")
 _FLAGS = (
@@ -144,10 +145,14 @@ def _write_case(file: BinaryIO, case: Case, ports: Sequence[StreamPort]) -> None
         else:
             _write(file, [len(case.inputs[port.name])])
             file.write(np.ascontiguousarray(case.inputs[port.name], dtype="<u4").tobytes())
+    images = images_of(case.memories)
+    _write(file, [len(images)])
+    for words in images:
+        _write(file, words.shape)
+        file.write(np.ascontiguousarray(words, dtype="<u4").tobytes())
     _write(file, [len(case.memories)])
     for request, memory in case.memories.items():
-        _write(file, [index[request], index[memory.response], *memory.numbers, *memory.words.shape])
-        file.write(np.ascontiguousarray(memory.words, dtype="<u4").tobytes())
+        _write(file, [index[request], index[memory.response], image_number(memory, images), *memory.numbers])
 
 
 def _read_log(file: BinaryIO, ports: Sequence[StreamPort]) -> Log:

@@ -152,7 +152,8 @@ def _memory(**changes) -> Memory:
 
 
 def test_a_memory_answers_in_order_after_its_latency_and_at_its_rate():
-    responder = Responder(_memory(latency_cycles=5, interval_cycles=3), seed=1)
+    memory = _memory(latency_cycles=5, interval_cycles=3)
+    responder = Responder(memory, seed=1, words=memory.words)
     for cycle, address, tag in ((10, 1, 9), (11, 3, 7), (30, 5, 1)):
         responder.ask(address | tag << 3, cycle)
     answers = [(cycle, beat) for cycle in range(50) if (beat := responder.answer(cycle)) is not None]
@@ -163,7 +164,8 @@ def test_a_memory_answers_in_order_after_its_latency_and_at_its_rate():
 def test_jitter_keeps_the_order_of_a_channel_and_differs_between_channels():
     shown = []
     for response in ("i_response0", "i_response1"):
-        responder = Responder(_memory(response=response, jitter_cycles=20), seed=1)
+        memory = _memory(response=response, jitter_cycles=20)
+        responder = Responder(memory, seed=1, words=memory.words)
         for cycle in range(40):
             responder.ask(cycle % 4, cycle)
         found = [(cycle, beat) for cycle in range(200) if (beat := responder.answer(cycle)) is not None]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Shape of the convolution core: its blocks, its bus, its queues."""
+
+from dataclasses import dataclass, field
+
+from hw.config import ChipConfig
+from hw.epilogue.config import EpilogueConfig, epilogue_config
+from hw.fir.config import FirConfig, fir_config
+from hw.systolic.config import SystolicConfig, systolic_config
+
+ADDRESS_BITS = 32
+RECORD_BYTES = 64
+"""Of one command in memory."""
+MAX_ELEMENT_BYTES = 128
+"""Of one element that a reader delivers, or the writer takes: 64 lanes of 16 bits."""
+ALIGN_BYTES = 64
+"""Every list and map in memory begins at a multiple of this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvolutionConfig:
+    """One built core; what it computes is a run-time value."""
+
+    array: SystolicConfig = field(default_factory=SystolicConfig)
+    fir: FirConfig = field(default_factory=lambda: FirConfig(element_bits=16, out_bits=18))
+    epilogue: EpilogueConfig = field(default_factory=EpilogueConfig)
+    bus_bytes: int = 8
+    """Of a word of memory: 4, 8, 16, 32 or 64."""
+    read_words: int = 32
+    """Words that each read port may have asked for and not yet used; 2..1,024."""
+    max_writes: int = 63
+    """Writes that may wait for their acknowledgement; 1..1,023."""
+    queued_commands: int = 2
+    """Commands that may wait for each unit; 2..16."""
+
+    def __post_init__(self) -> None:
+        lanes = self.array.columns
+        if self.bus_bytes not in (4, 8, 16, 32, 64):
+            raise ValueError(f"bus_bytes must be 4, 8, 16, 32 or 64, not {self.bus_bytes}")
+        for name, low, high in (
+            ("read_words", 2, 1024),
+            ("max_writes", 1, 1023),
+            ("queued_commands", 2, 16),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")
+        if lanes % 4 or self.array.rows % 4:
+            raise ValueError(f"rows and columns must be multiples of 4, not {self.array.rows} and {lanes}")
+        if self.fir.lanes != lanes or self.epilogue.lanes != lanes:
+            raise ValueError(
+                f"lanes must be the array's {lanes} columns, not {self.fir.lanes} and {self.epilogue.lanes}"
+            )
+        if self.fir.element_bits != 16:
+            raise ValueError(f"fir.element_bits must be 16, not {self.fir.element_bits}")
+
+    @property
+    def wide_bytes(self) -> int:
+        """Of a lane of 16 bits for each column: an element of a table, a residual, a planar map."""
+        return 2 * self.array.columns
+
+    @property
+    def bus_address_bits(self) -> int:
+        """Width of a bus word's number."""
+        return ADDRESS_BITS - (self.bus_bytes.bit_length() - 1)
+
+
+def convolution_config(chip: ChipConfig) -> ConvolutionConfig:
+    """The core of a chip: a bus as wide as one DRAM channel's bytes a cycle, at most 64."""
+    return ConvolutionConfig(
+        array=systolic_config(chip),
+        fir=fir_config(chip),
+        epilogue=epilogue_config(chip),
+        bus_bytes=min(64, chip.dram_bytes_per_cycle),
+    )
