@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``quartet gan``, ``anycost`` and ``edit``: generators from the command line."""
+"""``quartet gan``, ``anycost``, ``edit`` and ``image``: generators from the command line."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli_common import Device, user_input
+from benchmarks.cli_common import PRESET_HELP, Changes, Device, user_input
 
 gan_app = typer.Typer()
 DEFAULT_STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -101,6 +101,41 @@ def edit(
     with progress_bar() as progress:
         found = task(progress)
     print_edit(found, as_json=as_json)
+
+
+@gan_app.command()
+def image(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, such as results/train/anycost.")
+    ],
+    ratio: Annotated[float, typer.Option(help="Of channels, above 0, at most 1.")] = 1.0,
+    resolution: Annotated[int | None, typer.Option(help="Pixels of a side; default: all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the image; more images take the next ones.")] = 1,
+    count: Annotated[int, typer.Option(help="Images.")] = 6,
+    wide: Annotated[
+        str, typer.Option(help="Maps of 16 bits instead of 8: none, colours (what toRGB reads) or all.")
+    ] = "none",
+    every: Annotated[
+        bool,
+        typer.Option("--every", help="A table of all uniform sub-generators and widths of maps instead."),
+    ] = False,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
+    changes: Changes = None,
+    out: Annotated[Path, typer.Option(help="Folder of pictures and numbers.")] = Path("results/image"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Images of a trained generator in the integers of the convolution core, beside the float ones."""
+    with user_input():
+        from benchmarks.gan.image import prepare_image, print_image, print_quality, quality_rows
+        from hw.config import chip_of
+
+        task = prepare_image(
+            checkpoint, ratio, resolution, seed, count, wide, chip_of(preset, changes or ()), out
+        )
+    if every:
+        print_quality(quality_rows(task.generator, seed, count), as_json=as_json)
+    else:
+        print_image(task(), as_json=as_json)
 
 
 @gan_app.command()

@@ -229,12 +229,12 @@ class Edit:
         with style():
             figure = Figure(figsize=(1.55 * n + 0.5, 4.1), layout="constrained")
             rows = figure.subplots(2, n, squeeze=False)
-            _show(rows[0][0], target, "input")
-            _show(rows[1][0], projected.image, "projected")
+            show_image(rows[0][0], target, "input")
+            show_image(rows[1][0], projected.image, "projected")
             for i, (s, preview, whole) in enumerate(zip(self.strengths, previews, fulls, strict=True), 1):
                 strength = f"{s:+g}" if s else "0"
-                _show(rows[0][i], preview.image, f"{self._title}: {strength}" if i == 1 else strength)
-                _show(rows[1][i], whole.image, "")
+                show_image(rows[0][i], preview.image, f"{self._title}: {strength}" if i == 1 else strength)
+                show_image(rows[1][i], whole.image, "")
             for ax, what in ((rows[0][1], "preview"), (rows[1][1], "full")):
                 cost = found[what]
                 ax.set_ylabel(f"{what}: {_cost_line(cost)}", fontsize=8.5)
@@ -247,7 +247,8 @@ def _cost_line(cost: dict[str, Any]) -> str:
     return f"{cost['resolution']} px\n{cost['useful_macs'] / 1e6:.3g} MMACs, {1e3 * cost['seconds']:.2g} ms"
 
 
-def _show(ax: Axes, image: Tensor, title: str) -> None:
+def show_image(ax: Axes, image: Tensor, title: str) -> None:
+    """float[1, 3, H, W], values -1..1, without axes."""
     ax.imshow(((image[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy(), interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])

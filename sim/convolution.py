@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""Estimated cycles, traffic and energy of operations on the convolution core, in closed form. Needs no torch.
+
+Operations follow one another, each waiting for the writes of the one before. Within one, all that moves at
+once hides behind the slowest. What a block takes by itself is its own exact cycle model's; how they wait for
+one another and for memory is estimated here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hw.config import ChipConfig
+from hw.convolution.operations import Conv, Operation
+from hw.epilogue.config import LATENCY_CYCLES as EPILOGUE_LATENCY_CYCLES
+from hw.epilogue.config import TABLE_BEATS, Side
+from hw.fir.config import LATENCY_CYCLES as FIR_LATENCY_CYCLES
+from hw.fir.config import FirConfig, Map
+from hw.fir.cycles import map_cycles
+from hw.systolic.config import ACCUMULATOR_BITS, SystolicConfig, systolic_config
+from hw.systolic.cycles import work_cycles
+from hw.systolic.descriptor import Layer, Work, bands_of, tile_rows
+from sim.energy import CHIP_NODE_NM, PLAIN_BITS, price_pj
+from sim.memory import ACHIEVABLE_BANDWIDTH, ROW_BYTES
+
+WIDE_BYTES = 2
+"""Of an element of 16 bits: noise, residuals, tables, maps on their way to the filter."""
+ANY_ROW_BEATS = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Core:
+    """What of a core and its memory sets the pace."""
+
+    array: SystolicConfig
+    bus_bytes: int = 32
+    """What each of the ports for weights, input, side input and output moves in a cycle."""
+    memory_bytes_per_cycle: float = 512 * ACHIEVABLE_BANDWIDTH
+    """What all ports together get."""
+    latency_cycles: int = 45
+    """Of a read, and of a write until it is acknowledged."""
+
+
+def core_of(chip: ChipConfig) -> Core:
+    """The convolution core of a chip."""
+    return Core(
+        array=systolic_config(chip),
+        bus_bytes=min(64, chip.dram_bytes_per_cycle),
+        memory_bytes_per_cycle=chip.peak_bytes_per_cycle * ACHIEVABLE_BANDWIDTH,
+        latency_cycles=chip.dram_latency_cycles,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """An operation without its numbers."""
+
+    name: str
+    of: Layer | Map
+    out_bits: tuple[int, ...]
+    """Of each map written."""
+    side: Side = Side.NONE
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        if isinstance(self.of, Layer):
+            return self.of.out_height, self.of.out_width, self.of.n_out
+        return (*self.of.out_size, self.of.channels)
+
+
+def task_of(operation: Operation) -> Task:
+    """What of an operation counts for its time."""
+    of = operation.layer if isinstance(operation, Conv) else operation.map
+    e = operation.epilogue
+    return Task(name=operation.name, of=of, out_bits=tuple(o.bits for o in e.outputs), side=e.job().side)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Of one operation, or of several (then ``limit`` is empty)."""
+
+    cycles: float = 0
+    limit: str = ""
+    """What sets the pace: array, weights, input, side, output, memory or filter."""
+    macs: int = 0
+    """Products of the array, of 8 bits each."""
+    vectors: int = 0
+    """Cycles in which the array takes a vector."""
+    weight_bytes: int = 0
+    input_bytes: int = 0
+    side_bytes: int = 0
+    output_bytes: int = 0
+    filter_beats: int = 0
+    """Steps of the filter."""
+    out_beats: int = 0
+    """Of the epilogue, counted for each reader."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Read and written."""
+        return self.weight_bytes + self.input_bytes + self.side_bytes + self.output_bytes
+
+
+SUMMED = tuple(name for name in Estimate.__dataclass_fields__ if name != "limit")
+
+
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    """One after the other."""
+    found = list(estimates)
+    return Estimate(**{name: sum(getattr(one, name) for one in found) for name in SUMMED})
+
+
+@lru_cache(maxsize=100_000)
+def estimate(task: Task, core: Core) -> Estimate:
+    """One operation, from the acknowledged writes of the one before to its own.
+
+    ValueError where the built array cannot take a layer.
+    """
+    if isinstance(task.of, Layer):
+        return _convolution(task, task.of, core)
+    return _filter(task, task.of, core)
+
+
+def _convolution(task: Task, layer: Layer, core: Core) -> Estimate:
+    """Sums leave in the last pass over a pixel only, and stop the array while output takes them.
+
+    array: cycles of each descriptor, or of its rows of weights through their port if those take longer.
+    """
+    array, of_output = core.array, _Output(task, core)
+    row_cycles = -(-array.columns // core.bus_bytes)
+    times: Counter[tuple] = Counter()
+    works: dict[tuple, Work] = {}
+    input_words = 0
+    for band in bands_of(layer, array):
+        input_words += band.n_words
+        for work in band.works:
+            alike = work.phase, work.descriptor.n_pixels
+            works[alike] = work
+            times[alike] += 1
+    computing = waiting = n_rows = vectors = 0
+    for alike, n in times.items():
+        rows = tile_rows(works[alike], array)
+        computing += n * work_cycles(works[alike], array)
+        waiting += n * max(work_cycles(works[alike], array), sum(rows) * row_cycles)
+        n_rows += n * sum(rows)
+        vectors += n * len(rows) * layer.n_planes * works[alike].descriptor.n_pixels
+    stalls = of_output.n_pixel_tiles * (of_output.cycles_per_beat - 1)
+    input_bytes = input_words * array.rows
+    paces = {
+        "array": computing + stalls,
+        "weights": waiting + stalls,
+        "input": input_bytes / core.bus_bytes,
+        "side": of_output.side_bytes / core.bus_bytes,
+    }
+    return _made(
+        core, paces, array.rows * row_cycles + array.latency_cycles, of_output,
+        macs=layer.n_macs * layer.n_planes, vectors=vectors, weight_bytes=n_rows * array.columns,
+        input_bytes=input_bytes,
+    )  # fmt: skip
+
+
+def _filter(task: Task, of: Map, core: Core) -> Estimate:
+    """A tile of channels after the other, a beat a pixel."""
+    lanes, of_output = core.array.columns, _Output(task, core)
+    one_tile = Map(upsample=of.upsample, height=of.height, width=of.width, channels=min(lanes, of.channels))
+    config = FirConfig(lanes=lanes, element_bits=16, out_bits=18, row_beats=ANY_ROW_BEATS, max_size=8193)
+    n_tiles = -(-of.channels // lanes)
+    steps = n_tiles * map_cycles(one_tile, config)
+    input_bytes = n_tiles * of.height * of.width * WIDE_BYTES * lanes
+    paces = {
+        "filter": steps,
+        "output": of_output.n_pixel_tiles * of_output.cycles_per_beat,
+        "input": input_bytes / core.bus_bytes,
+        "side": of_output.side_bytes / core.bus_bytes,
+    }
+    return _made(core, paces, FIR_LATENCY_CYCLES + 1, of_output, input_bytes=input_bytes, filter_beats=steps)
+
+
+class _Output:
+    """What an epilogue writes and reads besides."""
+
+    def __init__(self, task: Task, core: Core) -> None:
+        height, width, channels = task.out_shape
+        lanes = core.array.columns
+        n_tiles, wide = -(-channels // lanes), WIDE_BYTES * lanes
+        used = min(lanes, channels)
+        self.n_pixel_tiles = height * width * n_tiles
+        self.n_readers = len(task.out_bits)
+        words = (-(-used * bits // 8 // core.bus_bytes) for bits in task.out_bits)
+        self.cycles_per_beat = sum(max(1, n) for n in words)
+        """A write is at most a word of the bus, and a reader's turn at least a cycle."""
+        self.output_bytes = height * width * channels * sum(task.out_bits) // 8
+        of_side = {Side.NONE: 0, Side.NOISE: WIDE_BYTES, Side.RESIDUAL: wide}[task.side]
+        self.side_bytes = self.n_pixel_tiles * of_side + TABLE_BEATS * n_tiles * wide
+
+
+def _made(core: Core, paces: dict[str, float], fill_cycles: int, output: _Output, **counts: int) -> Estimate:
+    """The slowest of all, and what is not hidden: first read, last write, pipelines."""
+    n_bytes = counts.get("weight_bytes", 0) + counts["input_bytes"] + output.side_bytes + output.output_bytes
+    paces = paces | {"memory": n_bytes / core.memory_bytes_per_cycle}
+    limit = max(paces, key=lambda name: paces[name])
+    hidden_by_nothing = 2 * core.latency_cycles + fill_cycles + EPILOGUE_LATENCY_CYCLES
+    return Estimate(
+        cycles=paces[limit] + hidden_by_nothing, limit=limit, side_bytes=output.side_bytes,
+        output_bytes=output.output_bytes, out_beats=output.n_pixel_tiles * output.n_readers, **counts,
+    )  # fmt: skip
+
+
+# ---- energy ------------------------------------------------------------------------------------------------
+
+PRODUCT_8B = 8 * 8 / 12**2
+"""A product of the array in products of 12 bits, the table's row: energy as the product of the widths."""
+EPILOGUE_PRODUCTS = (32 + 24) * 16 / 12**2
+"""Likewise both products of the epilogue, sums by multiplier and values by scale."""
+FILTER_ADDS = 6
+"""Of a lane and step: two axes, each 3 p + q with p and q sums."""
+EPILOGUE_ADDS = 3
+"""Rounding aside: bias, side input, rounding of the output."""
+
+
+def actions(e: Estimate, core: Core) -> dict[str, dict[tuple[str, str], float]]:
+    """How often each row of the energy table is used, by part of the core; linear in the counts."""
+    array, lanes = core.array, core.array.columns
+    bits = e.memory_bytes * PLAIN_BITS
+    sum_bytes = e.vectors * array.columns * ACCUMULATOR_BITS // 8
+    return {
+        "dram": {
+            ("dram", "activate"): e.memory_bytes / ROW_BYTES,
+            ("dram", "pre_gsa"): bits,
+            ("dram", "post_gsa"): bits,
+            ("dram", "io"): bits,
+        },
+        "activations": {
+            ("sram", "read"): e.vectors * array.rows,
+            ("sram", "write"): e.input_bytes if e.macs else 0,
+        },
+        "accumulators": {("sram", "read"): sum_bytes, ("sram", "write"): sum_bytes},
+        "array": {("multiplier", "multiply_12b"): PRODUCT_8B * e.macs, ("adder", "add_32b"): e.macs},
+        "filter": {("adder", "add_24b"): e.filter_beats * lanes * FILTER_ADDS},
+        "epilogue": {
+            ("multiplier", "multiply_12b"): EPILOGUE_PRODUCTS * e.out_beats * lanes,
+            ("adder", "add_24b"): e.out_beats * lanes * EPILOGUE_ADDS,
+        },
+    }
+
+
+def energy_pj(e: Estimate, core: Core, node_nm: int = CHIP_NODE_NM) -> dict[str, float]:
+    """Dynamic energy by part, picojoules; clock tree, control and leakage are not in it."""
+    return {
+        part: sum(n * price_pj(*row, node_nm) for row, n in used.items())
+        for part, used in actions(e, core).items()
+    }

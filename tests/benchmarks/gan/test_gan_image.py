@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""``quartet image`` from the command line, on a toy generator."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from algo.anycost.architecture import GeneratorConfig
+from algo.anycost.generator import Generator
+from algo.anycost.quantise import QuantConfig, quantise
+from algo.gan.loop import FINISHED, WEIGHTS
+from algo.gan.training import load_generator
+from benchmarks.cli import app
+from benchmarks.gan import image
+from benchmarks.gan.training import run_folder
+
+SHAPE = GeneratorConfig(
+    resolution=16, channel_multiplier=1 / 64, max_channels=16, style_size=8, n_mapping_layers=2
+)
+
+
+@pytest.fixture(scope="module")
+def anycost_run(tmp_path_factory):
+    """A run as training leaves it, of random weights with noise."""
+    torch.manual_seed(0)
+    generator = Generator(SHAPE)
+    for layer in generator.convs:
+        torch.nn.init.constant_(layer.noise_strength, 0.05)
+    folder = tmp_path_factory.mktemp("run")
+    save_file({f"average.{name}": value for name, value in generator.state_dict().items()}, folder / WEIGHTS)
+    (folder / FINISHED).write_text(json.dumps({"run": {"generator": asdict(SHAPE)}, "losses": []}))
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["image", *(str(argument) for argument in arguments)])
+
+
+def test_image(anycost_run, tmp_path):
+    result = run(anycost_run, "--ratio", 0.5, "--resolution", 8, "--count", 2, "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert json.loads((tmp_path / "image.json").read_text()) == found
+    assert found["resolution"] == 8 and len(found["widths"]) == 4
+
+    # Everything once more, from the parts.
+    generator = load_generator(run_folder(anycost_run))
+    sub = generator.config.uniform(0.5, 8)
+    quantised = quantise(generator, QuantConfig())
+    styles = image.styles_of(generator, 1, 2)
+    exact = generator(styles, sub).double()
+    images = torch.stack([image.integers(quantised, one[None], sub).image for one in styles])
+    assert found["psnr_db"] == pytest.approx(image.psnr_db(images, exact)) and found["psnr_db"] > 30
+    assert found["max_error"]["green"] == pytest.approx(float((images - exact)[:, 1].abs().max()))
+    assert found["estimated"]["cycles"] == pytest.approx(sum(row["cycles"] for row in found["layers"]), abs=9)
+    assert found["signal_to_error_db"].keys() == {"conv0", "conv1", "conv2", "image0", "image1"}
+    assert all(value > 20 for value in found["signal_to_error_db"].values())
+    for name, value in (("float", exact[0]), ("integer", images[0])):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.size == (8, 8)
+            red, green, blue = ((value[:, 3, 2].clamp(-1, 1) + 1) * 127.5).round().int().tolist()
+            assert picture.getpixel((2, 3)) == (red, green, blue)
+    with Image.open(found["picture"]) as picture:
+        assert picture.width > 500
+
+
+def test_more_bits_are_nearer(anycost_run, tmp_path):
+    found = {}
+    for wide in ("none", "all"):
+        result = run(
+            anycost_run, "--wide", wide, "--count", 1, "--out", tmp_path, "--json", "--preset", "edge"
+        )
+        assert result.exit_code == 0, result.output
+        found[wide] = json.loads(result.stdout)
+    assert found["all"]["psnr_db"] > found["none"]["psnr_db"] + 3
+    assert found["all"]["estimated"]["macs"] > 1.9 * found["none"]["estimated"]["macs"]
+    assert found["all"]["preset"] == "edge"
+
+
+def test_the_seed_is_that_of_the_image(anycost_run):
+    generator = load_generator(run_folder(anycost_run))
+    assert torch.equal(image.styles_of(generator, 1, 3)[1:], image.styles_of(generator, 2, 2))
+
+
+def test_image_says_what_it_made(anycost_run, tmp_path):
+    out = run(anycost_run, "--count", 1, "--out", tmp_path).stdout
+    assert "16 px, widths " in out and "maps of 8 bits\n" in out
+    assert " dB over 1 image(s)" in out and "(estimated)" in out
+
+
+def test_every_sub_generator(anycost_run):
+    result = run(anycost_run, "--every", "--count", 1, "--json")
+    rows = json.loads(result.stdout)
+    assert [row["resolution"] for row in rows] == sorted((row["resolution"] for row in rows), reverse=True)
+    assert len({tuple(row["widths"]) for row in rows}) == len(rows) > 4
+    assert all(row["all_db"] > row["none_db"] - 1 > 25 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ratio", 1.5], "ratio must be above 0 and at most 1, not 1.5"),
+        (["--resolution", 64], "sub-generator resolution must be one of (4, 8, 16), not 64"),
+        (["--wide", "some"], "wide must be one of none, colours, all, not 'some'"),
+        (["--count", 0], "count must be at least 1, not 0"),
+        (["--preset", "huge"], "preset must be one of"),
+        (["--set", "kv_sram_bytes=1024"], "must hold the input of one row of output"),
+    ],
+)
+def test_bad_input(anycost_run, tmp_path, arguments, message):
+    result = run(anycost_run, *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_run_there(tmp_path):
+    result = run(tmp_path)
+    assert result.exit_code == 2 and "holds no finished training run" in result.stderr

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""The estimate of operations: cases by hand, the same tasks from shapes and from numbers, energy."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from algo.anycost.architecture import (
+    GeneratorConfig,
+    SubGenerator,
+    compute_macs,
+    evolved,
+    uniform_sub_generators,
+)
+from algo.anycost.generator import Generator
+from algo.anycost.quantise import QuantConfig, quantise
+from hw.config import preset
+from hw.epilogue.config import LATENCY_CYCLES, Side
+from hw.fir.config import Map
+from hw.systolic.config import SystolicConfig
+from hw.systolic.cycles import layer_cycles
+from hw.systolic.descriptor import Layer
+from sim.anycost import image_estimate, latency_cost, square_core, tasks
+from sim.convolution import Core, Task, actions, core_of, energy_pj, estimate, task_of, total
+from sim.driver.generator import operations
+
+FREE = Core(
+    array=SystolicConfig(rows=8, columns=8, n_words=1024), bus_bytes=64, memory_bytes_per_cycle=1e9,
+    latency_cycles=0,
+)  # fmt: skip
+LAYER = Layer(height=16, width=16, n_in=16, n_out=16, padding=1)
+SMALL = GeneratorConfig(resolution=16, channel_multiplier=1 / 64, max_channels=12, style_size=16)
+
+
+def lone(task, core=FREE):
+    """Cycles without what nothing hides: first read, last write, pipelines."""
+    fill = 8 * -(-8 // core.bus_bytes) + core.array.latency_cycles if isinstance(task.of, Layer) else 4
+    return estimate(task, core).cycles - 2 * core.latency_cycles - fill - LATENCY_CYCLES
+
+
+def test_a_free_core_takes_what_the_array_takes():
+    task = Task(name="c", of=LAYER, out_bits=(8,))
+    assert lone(task) == layer_cycles(LAYER, FREE.array)
+    assert estimate(task, FREE).limit == "array"
+    assert estimate(task, FREE).macs == LAYER.n_macs
+
+
+def test_a_second_reader_stops_the_array_once_a_beat():
+    one, two = (Task(name="c", of=LAYER, out_bits=bits) for bits in ((8,), (8, 8)))
+    assert lone(two) - lone(one) == 16 * 16 * 2
+    assert estimate(two, FREE).out_beats == 2 * estimate(one, FREE).out_beats == 2 * 16 * 16 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "limit", "cycles"),
+    [
+        ({"bus_bytes": 4}, "array", layer_cycles(LAYER, FREE.array) + 512),
+        ({"memory_bytes_per_cycle": 1.0}, "memory", 0),
+    ],
+)
+def test_a_slow_port_sets_the_pace(change, limit, cycles):
+    """A beat of 8 bytes leaves in two words of 4. Memory: everything at a byte a cycle."""
+    core = replace(FREE, **change)
+    task = Task(name="c", of=LAYER, out_bits=(8,))
+    found = estimate(task, core)
+    assert found.limit == limit
+    assert lone(task, core) == (cycles or found.memory_bytes)
+
+
+def test_weights_that_come_slowly():
+    """One pixel: each tile of 8 rows waits for 8 cycles, 16 with half a row a cycle."""
+    layer = Layer(height=1, width=1, n_in=64, n_out=64, kernel=1)
+    task = Task(name="c", of=layer, out_bits=(8,))
+    slow = replace(FREE, bus_bytes=4)
+    assert estimate(task, slow).limit == "weights"
+    assert lone(task, slow) == 64 * 8 * 2 + 8  # the outputs' second words
+    assert estimate(task, FREE).weight_bytes == 64 * 64
+
+
+def test_bytes_by_hand():
+    residual = estimate(Task(name="c", of=LAYER, out_bits=(8, 16), side=Side.RESIDUAL), FREE)
+    tables = 2 * 5 * 8 * 2
+    assert residual.side_bytes == 16 * 16 * 16 * 2 + tables
+    assert residual.output_bytes == 16 * 16 * 16 * 3
+    assert residual.weight_bytes == 9 * 16 * 16
+    noise = estimate(Task(name="c", of=LAYER, out_bits=(8,), side=Side.NOISE), FREE)
+    assert noise.side_bytes == 2 * 16 * 16 * 2 + tables
+    assert residual.memory_bytes == sum(
+        getattr(residual, f"{what}_bytes") for what in ("weight", "input", "side", "output")
+    )
+
+
+def test_the_filter_takes_a_tile_after_the_other():
+    of = Map(upsample=False, height=9, width=9, channels=20)
+    task = Task(name="f", of=of, out_bits=(8,))
+    assert lone(task) == 3 * (10 * 9 + 1)
+    assert estimate(task, FREE).limit == "filter"
+    assert estimate(task, FREE).input_bytes == 3 * 81 * 16
+    assert lone(task, replace(FREE, bus_bytes=4)) == 3 * 81 * 16 / 4
+
+
+@pytest.mark.parametrize("wide", ["none", "colours", "all"])
+@pytest.mark.parametrize("sub", [SMALL.full, SMALL.uniform(0.5, 8), SubGenerator(16, (8, 4, 12, 8, 8, 8))])
+def test_shapes_alone_give_the_same_tasks_as_an_image(sub, wide):
+    torch.manual_seed(0)
+    generator = Generator(SMALL)
+    for layer in generator.convs:
+        torch.nn.init.constant_(layer.noise_strength, 0.1)
+    quantised = quantise(generator, QuantConfig(n_images=1, wide=wide), [SMALL.full])
+    styles = generator.styles(torch.randn(1, 16))
+    made = [task_of(operation) for operation in operations(quantised.record(styles, sub))]
+    assert tasks(SMALL, sub, wide=wide) == made
+    assert [task.side for task in tasks(SMALL, sub, noise=False)].count(Side.NOISE) == 0
+
+
+def test_products_are_the_useful_ones_and_padding():
+    """Phases of a transposed kernel are a row longer than their input; all else agrees."""
+    shape = GeneratorConfig()
+    core = square_core(32)
+    for sub in [*uniform_sub_generators().values(), *evolved().values()]:
+        found, useful = image_estimate(shape, sub, core), compute_macs(shape, sub)
+        assert useful <= found.macs < 1.03 * useful
+        assert found.cycles > useful / 32**2
+
+
+def test_all_presets_run_the_trained_shape():
+    shape = GeneratorConfig(resolution=32, channel_multiplier=1 / 16, max_channels=64, style_size=64)
+    for name in ("tiny", "edge", "paper"):
+        core = core_of(preset(name))
+        assert image_estimate(shape, shape.full, core).cycles > image_estimate(
+            shape, shape.uniform(0.25), core
+        ).cycles  # fmt: skip
+
+
+def test_the_cost_of_a_search():
+    cost = latency_cost(SMALL, FREE)
+    assert cost(SMALL.full) == image_estimate(SMALL, SMALL.full, FREE).cycles > cost(SMALL.uniform(0.25))
+
+
+def test_energy_is_linear_and_has_no_part_for_nothing():
+    one = estimate(Task(name="c", of=LAYER, out_bits=(8,)), FREE)
+    once, twice = energy_pj(one, FREE), energy_pj(total([one, one]), FREE)
+    assert once["filter"] == 0 and all(value > 0 for part, value in once.items() if part != "filter")
+    assert all(twice[part] == pytest.approx(2 * once[part]) for part in once)
+    products = actions(one, FREE)["array"][("multiplier", "multiply_12b")]
+    assert products == pytest.approx(LAYER.n_macs * 64 / 144)
