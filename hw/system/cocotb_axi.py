@@ -22,8 +22,8 @@ from cocotbext.axi import (
     AxiWriteBus,
 )
 
-from hw.system.bench import QUIET_CYCLES
-from hw.system.cocotb_bench import CLOCK_NS, n_channels, reset, save_logs, saved_runs
+from hw.system.bench import QUIET_CYCLES, WRITE_MASTER
+from hw.system.cocotb_bench import CLOCK_NS, read_masters, reset, save_logs, saved_runs
 from hw.system.runs import Log, Run
 
 
@@ -108,10 +108,9 @@ def note(log: Log, address: int, answer: Any) -> None:
 async def play(dut) -> None:
     """Every run from hardware reset, one after the other."""
     runs = saved_runs(dut)
-    readers = ["m_axi_desc", *(f"m_axi_dram{c}" for c in range(n_channels()))]
     memories: list[Any] = [
-        *(SharedRead(AxiReadBus.from_prefix(dut, name), dut.clk, dut.rst, size=1) for name in readers),
-        SharedWrite(AxiWriteBus.from_prefix(dut, "m_axi_out"), dut.clk, dut.rst, size=1),
+        *(SharedRead(AxiReadBus.from_prefix(dut, name), dut.clk, dut.rst, size=1) for name in read_masters()),
+        SharedWrite(AxiWriteBus.from_prefix(dut, WRITE_MASTER), dut.clk, dut.rst, size=1),
     ]
     master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
     write, read = master.write_if, master.read_if

@@ -9,7 +9,7 @@ import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
 
-from hw.system.bench import Bench
+from hw.system.bench import WRITE_MASTER, Bench
 from hw.system.runs import Log, Run, load, save
 
 CLOCK_NS = 2
@@ -45,9 +45,9 @@ def save_logs(logs: list[Log]) -> None:
     save(Path(os.environ["QUARTET_LOG"]), logs)
 
 
-def n_channels() -> int:
-    """DRAM channels of the design."""
-    return int(os.environ["QUARTET_CHANNELS"])
+def read_masters() -> list[str]:
+    """Prefixes of the design's read masters."""
+    return os.environ["QUARTET_READERS"].split(",")
 
 
 async def reset(dut) -> None:
@@ -64,7 +64,7 @@ async def play(dut) -> None:
     logs = []
     for run in saved_runs(dut):
         await FallingEdge(dut.clk)
-        bench = Bench(pins, run, n_channels(), bus_bytes=len(dut.m_axi_out_wstrb))
+        bench = Bench(pins, run, read_masters(), bus_bytes=len(pins.handle(f"{WRITE_MASTER}_wstrb")))
         await reset(dut)
         dut.rst.value = 0
         while not bench.over:

@@ -14,6 +14,8 @@ BURST_WORDS = 16
 """Words of one burst of the descriptor reader."""
 DESCRIPTOR_WORDS = 64
 """Words of descriptors that are fetched ahead."""
+DESCRIPTORS, DRAM = "m_axi_desc", "m_axi_dram"
+"""Prefixes of the ports of read masters; the second is followed by the channel's number."""
 COUNT_BITS = 16
 """Width of a count in a job's header."""
 
@@ -104,6 +106,11 @@ class SystemConfig:
     def bus_bytes(self) -> int:
         """Bytes of one bus word."""
         return self.bus_bits // 8
+
+    @property
+    def read_masters(self) -> tuple[str, ...]:
+        """Prefixes of their ports: descriptors, then DRAM channels."""
+        return DESCRIPTORS, *(f"{DRAM}{c}" for c in range(self.core.fetch.n_channels))
 
 
 def system_config(chip: ChipConfig) -> SystemConfig:

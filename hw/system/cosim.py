@@ -11,19 +11,31 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from amaranth.sim import Simulator
 
 from hw.harness.build import OPTIMISATION, cache_folder, cached, digest, emit
 from hw.harness.cosim import _simulator_environment
-from hw.registry import TOPS
+from hw.registry import TOPS, Block
 
 from .bench import Bench
-from .config import SystemConfig
-from .rtl import System
 from .runs import Log, Run, load, save
 
+
+class Config(Protocol):
+    """What the ways of running must know of a build."""
+
+    @property
+    def bus_bytes(self) -> int:
+        """Of a word of the masters."""
+
+    @property
+    def read_masters(self) -> Sequence[str]:
+        """Prefixes of their ports."""
+
+
+SYSTEM = TOPS["system"]
 Models = Literal["cycles", "cocotbext-axi"]
 _MODULES: dict[Models, str] = {"cycles": "hw.system.cocotb_bench", "cocotbext-axi": "hw.system.cocotb_axi"}
 _BUILD_ARGS = ["--no-public-flat-rw", "--public-depth", "1", "-Wno-fatal", "-j", "2", "--x-assign", "unique",
@@ -38,9 +50,9 @@ def without_start_values(verilog: str) -> str:
     return re.sub(memory, "", text, flags=re.MULTILINE)
 
 
-def run_in_amaranth(config: SystemConfig, runs: Sequence[Run]) -> list[Log]:
+def run_in_amaranth(config: Config, runs: Sequence[Run], *, top: Block = SYSTEM) -> list[Log]:
     """Every run from hardware reset in Amaranth's own simulator: slow, but soon begun."""
-    system = System(config)
+    system = top.component(config)
 
     class Pins:
         def __init__(self, ctx) -> None:
@@ -55,7 +67,7 @@ def run_in_amaranth(config: SystemConfig, runs: Sequence[Run]) -> list[Log]:
     logs: list[Log] = []
 
     async def play(ctx) -> None:
-        bench = Bench(Pins(ctx), runs[len(logs)], config.core.fetch.n_channels, config.bus_bytes)
+        bench = Bench(Pins(ctx), runs[len(logs)], config.read_masters, config.bus_bytes)
         while not bench.over:
             bench.drive()
             bench.sample()
@@ -73,7 +85,12 @@ def run_in_amaranth(config: SystemConfig, runs: Sequence[Run]) -> list[Log]:
 
 
 def run_in_verilator(
-    config: SystemConfig, runs: Sequence[Run], *, state_seed: int, models: Models = "cycles"
+    config: Config,
+    runs: Sequence[Run],
+    *,
+    state_seed: int,
+    models: Models = "cycles",
+    top: Block = SYSTEM,
 ) -> list[Log]:
     """Every run from hardware reset in one process, whose state at its very beginning is random.
 
@@ -83,12 +100,12 @@ def run_in_verilator(
     """
     from cocotb_tools.runner import get_runner
 
-    build_folder = _build(config)
+    build_folder = _build(top, config)
     with tempfile.TemporaryDirectory() as name, _simulator_environment():
         folder = Path(name)
         save(folder / "runs.npz", runs)
         get_runner("verilator").test(
-            hdl_toplevel="system",
+            hdl_toplevel=top.name,
             hdl_toplevel_lang="verilog",
             test_module=_MODULES[models],
             build_dir=build_folder,
@@ -98,7 +115,7 @@ def run_in_verilator(
             extra_env={
                 "QUARTET_RUNS": str(folder / "runs.npz"),
                 "QUARTET_LOG": str(folder / "log.npz"),
-                "QUARTET_CHANNELS": str(config.core.fetch.n_channels),
+                "QUARTET_READERS": ",".join(config.read_masters),
                 "COCOTB_REWRITE_ASSERTION_FILES": "cocotb_*.py",
                 "COCOTB_LOG_LEVEL": "WARNING",
             },
@@ -109,25 +126,25 @@ def run_in_verilator(
         return [Log(**saved) for saved in load(folder / "log.npz")]
 
 
-def _build(config: SystemConfig) -> Path:
+def _build(top: Block, config: Config) -> Path:
     """The simulator; of processes that need it at the same time one builds, and the others wait."""
     cache_folder().mkdir(parents=True, exist_ok=True)
-    with (cache_folder() / "system.lock").open("w") as lock:
+    with (cache_folder() / f"{top.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build_alone(config)
+        return _build_alone(top, config)
 
 
-def _build_alone(config: SystemConfig) -> Path:
+def _build_alone(top: Block, config: Config) -> Path:
     from cocotb_tools.runner import get_runner
 
-    text = without_start_values(emit(TOPS["system"], config).text)
+    text = without_start_values(emit(top, config).text)
 
     def make(folder: Path) -> None:
         (folder / "top.v").write_text(text)
         with _simulator_environment():
             get_runner("verilator").build(
                 sources=[folder / "top.v"],
-                hdl_toplevel="system",
+                hdl_toplevel=top.name,
                 build_dir=folder,
                 build_args=_BUILD_ARGS,
                 timescale=("1ns", "1ps"),
@@ -135,4 +152,4 @@ def _build_alone(config: SystemConfig) -> Path:
             )
 
     key = digest(text, version("verilator"), version("cocotb"), *_BUILD_ARGS, OPTIMISATION)
-    return cached("cocotb-verilator", f"system-{key}", make)
+    return cached("cocotb-verilator", f"{top.name}-{key}", make)

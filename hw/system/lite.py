@@ -3,12 +3,12 @@
 
 from collections.abc import Sequence
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .axi import OKAY, SLVERR, lite_signature
-from .registers import ADDRESS_BITS, Register
+from .register_map import ADDRESS_BITS, Register
 
 
 class RegisterFile(wiring.Component):
@@ -19,7 +19,8 @@ class RegisterFile(wiring.Component):
     axi : AXI4-Lite slave
     busy : locked registers refuse writes
     ``name`` of a register in small letters: its value; in for "ro", out for "rw" and "w1c"; for "w1s" the
-        bits written, for one cycle. Of a "w1c" also ``name_set``: bits to set, which win over a write.
+        bits written, for one cycle. Of a "w1c" also ``name_set``: bits to set, which win over a write. None
+        of an "ro" with a reset value, which is a constant.
     """
 
     def __init__(self, table: Sequence[Register]) -> None:
@@ -27,10 +28,16 @@ class RegisterFile(wiring.Component):
         members = {"axi": In(lite_signature(ADDRESS_BITS)), "busy": In(1)}
         for register in table:
             name = register.name.lower()
+            if register.access == "ro" and register.reset:
+                continue
             members[name] = In(32) if register.access == "ro" else Out(32, init=register.reset)
             if register.access == "w1c":
                 members[f"{name}_set"] = In(32)
         super().__init__(members)
+
+    def wide(self, name: str) -> Value:
+        """The value of two registers, ``name`` and the halves' endings."""
+        return getattr(self, f"{name}_lo") | getattr(self, f"{name}_hi") << 32
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -71,10 +78,10 @@ class RegisterFile(wiring.Component):
                     self._write_one(m, register, go, ok, data & mask & register.mask, mask & register.mask)
 
     def _write_one(self, m: Module, register: Register, go, ok, data, mask) -> None:
-        name = register.name.lower()
-        value = getattr(self, name)
         if register.access == "ro":
             return  # answers SLVERR
+        name = register.name.lower()
+        value = getattr(self, name)
         free = ~self.busy if register.access == "rw" and register.locked else 1
         m.d.comb += ok.eq(free)
         with m.If(go & free):
@@ -95,7 +102,13 @@ class RegisterFile(wiring.Component):
             with m.Switch(axi.araddr[2:]):
                 for register in self.table:
                     with m.Case(register.offset >> 2):
-                        value = 0 if register.access == "w1s" else getattr(self, register.name.lower())
-                        m.d.sync += [axi.rdata.eq(value), axi.rresp.eq(OKAY)]
+                        m.d.sync += [axi.rdata.eq(self._read_value(register)), axi.rresp.eq(OKAY)]
                 with m.Default():
                     m.d.sync += [axi.rdata.eq(0), axi.rresp.eq(SLVERR)]
+
+    def _read_value(self, register: Register) -> ValueLike:
+        if register.access == "w1s":
+            return 0
+        if register.access == "ro" and register.reset:
+            return register.reset
+        return getattr(self, register.name.lower())

@@ -4,24 +4,25 @@
 from typing import Any
 
 from amaranth import Module, ResetInserter, Signal
-from amaranth.lib import data, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from hw.attention.rtl import Attention
 from hw.stream.fork import connect
 
 from .axi import flat_ports, join, lite_signature, read_signature, write_signature
-from .config import ALIGNMENT_BYTES, ErrorCode, SystemConfig
+from .config import ALIGNMENT_BYTES, DESCRIPTORS, DRAM, ErrorCode, SystemConfig
+from .course import Course, first_of
 from .jobs import JobReader
 from .lite import RegisterFile
 from .reader import DescriptorReader, DramReader
-from .registers import ADDRESS_BITS as LITE_ADDRESS_BITS
+from .register_map import ADDRESS_BITS as LITE_ADDRESS_BITS
 from .registers import registers
 from .streams import INPUTS, OUTPUTS, output_name
 from .writer import OutputWriter
 
-LITE, DESCRIPTORS, OUTPUT, DRAM = "s_axil", "m_axi_desc", "m_axi_out", "m_axi_dram"
-"""Prefixes of the ports; the last one is followed by the channel's number."""
+LITE, OUTPUT = "s_axil", "m_axi_out"
+"""Prefixes of the other ports."""
 
 
 class System(wiring.Component):
@@ -85,7 +86,6 @@ class System(wiring.Component):
             connect(m, getattr(core, name), getattr(outputs, name))
 
         self._parameters(m, file, jobs, descriptors, outputs, drams)
-        self._constants(m, file)
         masters: list[Any] = [descriptors, outputs, *drams]
         m.d.comb += [master.run.eq(self.running) for master in masters]
         error = self._error(m, jobs, descriptors, outputs, drams)
@@ -109,7 +109,7 @@ class System(wiring.Component):
     def _parameters(self, m: Module, file, jobs, descriptors, outputs, drams) -> None:
         def pair(name: str):
             both = Signal(64, name=f"{name}_value")
-            m.d.comb += both.eq(_wide(file, name))
+            m.d.comb += both.eq(file.wide(name))
             return both
 
         word_shift = self.config.bus_bytes.bit_length() - 1
@@ -128,14 +128,8 @@ class System(wiring.Component):
                 getattr(file, f"{register}_beats").eq(getattr(outputs, f"{name}_beats")),
             ]
 
-    def _constants(self, m: Module, file) -> None:
-        for register in self.table:
-            if register.access == "ro" and register.reset:
-                m.d.comb += getattr(file, register.name.lower()).eq(register.reset)
-
     def _error(self, m: Module, jobs, descriptors, outputs, drams):
         """What went wrong in this cycle of a run; of several the first of this list."""
-        error = Signal(data.StructLayout({"code": 8, "detail": 8}))
         found = [
             (descriptors.failed, ErrorCode.DESCRIPTOR_READ, 0),
             *((dram.failed, ErrorCode.DRAM_READ, c) for c, dram in enumerate(drams)),
@@ -145,69 +139,33 @@ class System(wiring.Component):
             (jobs.too_short, ErrorCode.DESCRIPTOR_LENGTH, 0),
             (jobs.too_long, ErrorCode.DESCRIPTOR_LENGTH, 1),
         ]
-        for condition, code, detail in reversed(found):
-            with m.If(condition):
-                m.d.comb += [error.code.eq(code), error.detail.eq(detail)]
-        return error
+        return first_of(m, found, "error")
 
     def _refusal(self, m: Module, file):
         """Why a run cannot begin."""
-        refusal = Signal(data.StructLayout({"code": 8, "detail": 8}))
         low = ALIGNMENT_BYTES - 1
         bases = [
             ("descriptor_base", 0),
             *((f"dram{c}_base", 1 + c) for c in self.channels),
             *((f"out_{output_name(name).lower()}_base", 128 + i) for i, name in enumerate(OUTPUTS)),
         ]
-        for name, detail in reversed(bases):
-            with m.If((getattr(file, f"{name}_lo") & low) != 0):
-                m.d.comb += [refusal.code.eq(ErrorCode.UNALIGNED), refusal.detail.eq(detail)]
-        with m.If(file.n_layers == 0):
-            m.d.comb += [refusal.code.eq(ErrorCode.NO_LAYERS), refusal.detail.eq(0)]
-        return refusal
+        found = [(file.n_layers == 0, ErrorCode.NO_LAYERS, 0)]
+        for name, detail in bases:
+            found.append(((getattr(file, f"{name}_lo") & low) != 0, ErrorCode.UNALIGNED, detail))
+        return first_of(m, found, "refusal")
 
     def _course(self, m: Module, file, jobs, error, ended, idle) -> None:
-        start, soft_reset = file.control[0], file.control[1]
-        refusal = self._refusal(m, file)
-        busy, done, failed = Signal(), Signal(), Signal()
-        first, error_job = Signal(error.shape()), Signal(32)
+        m.submodules.course = course = Course()
+        course.join(m, file, file.error_job, self.irq)
         m.d.comb += [
-            file.busy.eq(busy),
-            file.status.eq(busy | done << 1 | failed << 2),
-            file.error.eq(first.as_value()),
-            file.error_job.eq(error_job),
-            self.irq.eq((file.irq_status & file.irq_enable).any()),
+            course.refusal.eq(self._refusal(m, file)),
+            course.error.eq(error),
+            course.place.eq(jobs.job),
+            course.ended.eq(ended),
+            course.idle.eq(idle),
+            self.begins.eq(course.begins),
+            self.running.eq(course.running),
         ]
-        with m.FSM():
-            with m.State("IDLE"):
-                with m.If(soft_reset):
-                    m.d.sync += [done.eq(0), failed.eq(0), first.eq(0)]
-                with m.Elif(start):
-                    m.d.sync += [done.eq(0), failed.eq(0), first.eq(0), error_job.eq(0)]
-                    with m.If(refusal.code != 0):
-                        m.d.sync += [failed.eq(1), first.eq(refusal)]
-                        m.d.comb += file.irq_status_set.eq(0b10)
-                    with m.Else():
-                        m.d.comb += self.begins.eq(1)
-                        m.next = "RUN"
-            with m.State("RUN"):
-                m.d.comb += [self.running.eq(1), busy.eq(1)]
-                with m.If(soft_reset):
-                    m.next = "STOP"
-                with m.Elif(error.code != 0):
-                    m.d.sync += [failed.eq(1), first.eq(error), error_job.eq(jobs.job)]
-                    m.next = "STOP"
-                with m.Elif(ended):
-                    m.d.sync += done.eq(1)
-                    m.d.comb += file.irq_status_set.eq(0b01)
-                    m.next = "IDLE"
-            with m.State("STOP"):
-                m.d.comb += busy.eq(1)
-                with m.If(soft_reset):
-                    m.d.sync += [failed.eq(0), first.eq(0)]
-                with m.If(idle):
-                    m.d.comb += file.irq_status_set[1].eq(failed & ~soft_reset)
-                    m.next = "IDLE"
 
     def _counters(self, m: Module, file, core: Attention, outputs: OutputWriter):
         """Sums over the layers; returns: every layer is over, and all that it gave is on its way."""
@@ -239,7 +197,3 @@ class System(wiring.Component):
         waiting = Signal(len(OUTPUTS))
         m.d.comb += [waiting[i].eq(getattr(core, name).valid) for i, name in enumerate(OUTPUTS)]
         return (totals["layers_done"] == file.n_layers) & (totals["rows"] == outputs.o_beats) & (waiting == 0)
-
-
-def _wide(file, name: str):
-    return getattr(file, f"{name}_lo") | getattr(file, f"{name}_hi") << 32

@@ -80,7 +80,7 @@ def play(
                 self.ctx.set(pin, int(value))
 
     async def bench_side(ctx) -> None:
-        bench, n_asked = Bench(Pins(ctx), run, 1, SYSTEM.bus_bytes), 0
+        bench, n_asked = Bench(Pins(ctx), run, ["m_axi_dram0"], SYSTEM.bus_bytes), 0
         ctx.set(reader.base, BASE)
         ctx.set(reader.o.ready, 1)
         for cycle in range(4000):
@@ -103,7 +103,7 @@ def play(
             seen.problems.append("timeout")
         seen.n_cycles = cycle
         seen.problems += bench.log.problems
-        if bench.parts[1].n_open:
+        if bench.parts[0].n_open:
             seen.problems.append("idle with a burst under way")
         seen.bursts = [
             (address - BASE, words) for name, address, words in bench.log.bursts if name == "m_axi_dram0_ar"
