@@ -18,15 +18,29 @@ def anycost_costs(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time the uniform ones on this CPU: minutes; resumes.")
     ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Estimate them on the convolution core, three sizes of array.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the times.")] = Path("results/anycost/speed"),
-    report: Annotated[Path | None, typer.Option(help="Folder of table and plot; default OUT/report.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder of table and plot; default OUT/report, or results/anycost/latency."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Multiply-accumulates of Anycost GAN's 16 uniform and 11 evolved sub-generators, on both bases."""
     from benchmarks.gan import speed
     from benchmarks.quality.progress import progress_bar
 
+    if latency:
+        from benchmarks.gan.latency import latency_rows, print_latency, write_latency
+
+        rows = latency_rows()
+        with user_input():
+            written = write_latency(rows, report or Path("results/anycost/latency"))
+        print_latency(rows, written, as_json=as_json)
+        return
     if not measure:
         speed.print_costs(speed.cost_rows(), as_json=as_json)
         return

@@ -47,7 +47,11 @@ def tasks(
                 made.append(Task(name=f"conv{number}", of=of, out_bits=readers, side=side))
                 number += 1
             case "modconv_up":
-                made.append(Task(name=f"conv{number}", of=_layer(row, wide=wide == "all"), out_bits=(16,)))
+                made.append(
+                    Task(
+                        name=f"conv{number}", of=_layer(row, wide=wide == "all"), out_bits=(16,), planar=True
+                    )
+                )
             case "blur4x4_dw":
                 blur = Map(upsample=False, height=row.h_in, width=row.h_in, channels=row.c_in)
                 made.append(Task(name=f"conv{number}.blur", of=blur, out_bits=readers, side=side))
@@ -55,10 +59,10 @@ def tasks(
             case "torgb1x1":
                 if level:
                     half = Map(upsample=True, height=row.h_in // 2, width=row.h_in // 2, channels=3)
-                    made.append(Task(name=f"skip{level}", of=half, out_bits=(16,)))
+                    made.append(Task(name=f"skip{level}", of=half, out_bits=(16,), planar=True))
                 below = Side.RESIDUAL if level else Side.NONE
                 of = _layer(row, wide=wide != "none")
-                made.append(Task(name=f"rgb{level}", of=of, out_bits=(16,), side=below))
+                made.append(Task(name=f"rgb{level}", of=of, out_bits=(16,), planar=True, side=below))
                 level += 1
     return made
 

@@ -7,7 +7,7 @@ one another and for memory is estimated here.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -60,6 +60,8 @@ class Task:
     of: Layer | Map
     out_bits: tuple[int, ...]
     """Of each map written."""
+    planar: bool = False
+    """These are for the filter or a residual: every pixel of a tile has all lanes in memory, used or not."""
     side: Side = Side.NONE
 
     @property
@@ -70,11 +72,22 @@ class Task:
         return (*self.of.out_size, self.of.channels)
 
 
-def task_of(operation: Operation) -> Task:
-    """What of an operation counts for its time."""
-    of = operation.layer if isinstance(operation, Conv) else operation.map
-    e = operation.epilogue
-    return Task(name=operation.name, of=of, out_bits=tuple(o.bits for o in e.outputs), side=e.job().side)
+def tasks_of(operations: Sequence[Operation]) -> list[Task]:
+    """What of operations counts for their time."""
+    of_array = {operation.source for operation in operations if isinstance(operation, Conv)}
+    made = []
+    for operation in operations:
+        e = operation.epilogue
+        made.append(
+            Task(
+                name=operation.name,
+                of=operation.layer if isinstance(operation, Conv) else operation.map,
+                out_bits=tuple(output.bits for output in e.outputs),
+                planar=all(output.bits == 16 and output.name not in of_array for output in e.outputs),
+                side=e.job().side,
+            )
+        )
+    return made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,13 +198,14 @@ class _Output:
         height, width, channels = task.out_shape
         lanes = core.array.columns
         n_tiles, wide = -(-channels // lanes), WIDE_BYTES * lanes
-        used = min(lanes, channels)
         self.n_pixel_tiles = height * width * n_tiles
         self.n_readers = len(task.out_bits)
-        words = (-(-used * bits // 8 // core.bus_bytes) for bits in task.out_bits)
+        stored = lanes if task.planar else min(lanes, channels)
+        words = (-(-stored * bits // 8 // core.bus_bytes) for bits in task.out_bits)
         self.cycles_per_beat = sum(max(1, n) for n in words)
         """A write is at most a word of the bus, and a reader's turn at least a cycle."""
-        self.output_bytes = height * width * channels * sum(task.out_bits) // 8
+        stored = n_tiles * lanes if task.planar else channels
+        self.output_bytes = height * width * stored * sum(task.out_bits) // 8
         of_side = {Side.NONE: 0, Side.NOISE: WIDE_BYTES, Side.RESIDUAL: wide}[task.side]
         self.side_bytes = self.n_pixel_tiles * of_side + TABLE_BEATS * n_tiles * wide
 

@@ -30,7 +30,7 @@ from hw.config import ChipConfig
 from hw.convolution import golden
 from hw.convolution.operations import Operation
 from sim.anycost import tasks
-from sim.convolution import Estimate, core_of, energy_pj, estimate, task_of, total
+from sim.convolution import Estimate, core_of, energy_pj, estimate, tasks_of, total
 from sim.driver.generator import constant_name, image_step, operations
 
 PEAK = 2.0
@@ -89,8 +89,8 @@ class ImageTask:
         made = [integers(quantised, one[None], sub) for one in styles]
         images = torch.stack([one.image for one in made])
         layers = [
-            {"operation": operation.name, **_numbers(estimate(task_of(operation), core_of(self.chip)))}
-            for operation in made[0].operations
+            {"operation": task.name, **_numbers(estimate(task, core_of(self.chip)))}
+            for task in tasks_of(made[0].operations)
         ]
         found = {
             "checkpoint": self.name,
@@ -112,7 +112,7 @@ class ImageTask:
 
     def _estimated(self, made: Sequence[Operation]) -> dict[str, Any]:
         core = core_of(self.chip)
-        whole = total(estimate(task_of(operation), core) for operation in made)
+        whole = total(estimate(task, core) for task in tasks_of(made))
         return {
             **_numbers(whole),
             "milliseconds": 1e3 * whole.cycles / self.chip.clock_hz,

@@ -22,7 +22,7 @@ from hw.systolic.config import SystolicConfig
 from hw.systolic.cycles import layer_cycles
 from hw.systolic.descriptor import Layer
 from sim.anycost import image_estimate, latency_cost, square_core, tasks
-from sim.convolution import Core, Task, actions, core_of, energy_pj, estimate, task_of, total
+from sim.convolution import Core, Task, actions, core_of, energy_pj, estimate, tasks_of, total
 from sim.driver.generator import operations
 
 FREE = Core(
@@ -91,6 +91,17 @@ def test_bytes_by_hand():
     )
 
 
+def test_planar_maps_are_filled_up():
+    """Three colours of 16 bits: all eight lanes."""
+    layer = Layer(height=16, width=16, n_in=16, n_out=3, kernel=1)
+    packed, planar = (
+        estimate(Task(name="c", of=layer, out_bits=(16,), planar=planar), FREE) for planar in (False, True)
+    )
+    assert packed.output_bytes == 256 * 6 and planar.output_bytes == 256 * 16
+    narrow = replace(FREE, bus_bytes=8)
+    assert lone(Task(name="c", of=layer, out_bits=(16,), planar=True), narrow) == 2 * 256 + 256
+
+
 def test_the_filter_takes_a_tile_after_the_other():
     of = Map(upsample=False, height=9, width=9, channels=20)
     task = Task(name="f", of=of, out_bits=(8,))
@@ -109,7 +120,7 @@ def test_shapes_alone_give_the_same_tasks_as_an_image(sub, wide):
         torch.nn.init.constant_(layer.noise_strength, 0.1)
     quantised = quantise(generator, QuantConfig(n_images=1, wide=wide), [SMALL.full])
     styles = generator.styles(torch.randn(1, 16))
-    made = [task_of(operation) for operation in operations(quantised.record(styles, sub))]
+    made = tasks_of(operations(quantised.record(styles, sub)))
     assert tasks(SMALL, sub, wide=wide) == made
     assert [task.side for task in tasks(SMALL, sub, noise=False)].count(Side.NOISE) == 0
 
