@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``quartet gan``, ``anycost``, ``edit`` and ``image``: generators from the command line."""
+"""``quartet gan``, ``anycost``, ``edit``, ``image`` and ``search``: generators from the command line."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -150,6 +150,37 @@ def image(
         print_quality(quality_rows(task.generator, seed, count), as_json=as_json)
     else:
         print_image(task(), as_json=as_json)
+
+
+@gan_app.command()
+def search(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, such as results/train/anycost.")
+    ],
+    population: Annotated[int, typer.Option(help="Sub-generators of a generation.")] = 30,
+    generations: Annotated[int, typer.Option(help="Of each of the 36 searches.")] = 10,
+    images: Annotated[
+        int, typer.Option(help="z behind a distance; the last check has four times as many.")
+    ] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the searches.")] = 0,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
+    changes: Changes = None,
+    out: Annotated[Path, typer.Option(help="Folder of the numbers.")] = Path("results/search"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """The cheapest sub-generators as near to the full image as uniform ones: by MACs, by estimated cycles."""
+    from benchmarks.quality.progress import progress_bar
+
+    with user_input():
+        from benchmarks.gan.search import prepare_search, print_search
+        from hw.config import chip_of
+
+        task = prepare_search(
+            checkpoint, population, generations, images, seed, chip_of(preset, changes or ()), out
+        )
+    with progress_bar() as progress:
+        result = task(progress)
+    print_search(result, as_json=as_json)
 
 
 @gan_app.command()

@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""A toy Anycost run that the tests of editing share."""
+"""Toy generators that several tests share."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from algo.anycost.architecture import GeneratorConfig
+from algo.anycost.generator import Generator
 from algo.gan.data import load_images
-from algo.gan.loop import LoopConfig
+from algo.gan.loop import FINISHED, WEIGHTS, LoopConfig
 from algo.gan.training import Elastic, GanConfig
 from benchmarks.gan import training
+
+RANDOM_SHAPE = GeneratorConfig(
+    resolution=16, channel_multiplier=1 / 64, max_channels=16, style_size=8, n_mapping_layers=2
+)
 
 
 class Pixels:
@@ -54,4 +63,17 @@ def anycost_run(tmp_path_factory, pictures) -> Path:
             folder,
         )
         task.train(quiet)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_run(tmp_path_factory) -> Path:
+    """A run as training leaves it, of random weights with noise."""
+    torch.manual_seed(0)
+    generator = Generator(RANDOM_SHAPE)
+    for layer in generator.convs:
+        torch.nn.init.constant_(layer.noise_strength, 0.05)
+    folder = tmp_path_factory.mktemp("run")
+    save_file({f"average.{name}": value for name, value in generator.state_dict().items()}, folder / WEIGHTS)
+    (folder / FINISHED).write_text(json.dumps({"run": {"generator": asdict(RANDOM_SHAPE)}, "losses": []}))
     return folder

@@ -2,54 +2,32 @@
 """``quartet image`` from the command line, on a toy generator."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from algo.anycost.architecture import GeneratorConfig
-from algo.anycost.generator import Generator
 from algo.anycost.quantise import QuantConfig, quantise
-from algo.gan.loop import FINISHED, WEIGHTS
 from algo.gan.training import load_generator
 from benchmarks.cli import app
 from benchmarks.gan import image
 from benchmarks.gan.training import run_folder
-
-SHAPE = GeneratorConfig(
-    resolution=16, channel_multiplier=1 / 64, max_channels=16, style_size=8, n_mapping_layers=2
-)
-
-
-@pytest.fixture(scope="module")
-def anycost_run(tmp_path_factory):
-    """A run as training leaves it, of random weights with noise."""
-    torch.manual_seed(0)
-    generator = Generator(SHAPE)
-    for layer in generator.convs:
-        torch.nn.init.constant_(layer.noise_strength, 0.05)
-    folder = tmp_path_factory.mktemp("run")
-    save_file({f"average.{name}": value for name, value in generator.state_dict().items()}, folder / WEIGHTS)
-    (folder / FINISHED).write_text(json.dumps({"run": {"generator": asdict(SHAPE)}, "losses": []}))
-    return folder
 
 
 def run(*arguments):
     return CliRunner().invoke(app, ["image", *(str(argument) for argument in arguments)])
 
 
-def test_image(anycost_run, tmp_path):
-    result = run(anycost_run, "--ratio", 0.5, "--resolution", 8, "--count", 2, "--out", tmp_path, "--json")
+def test_image(random_run, tmp_path):
+    result = run(random_run, "--ratio", 0.5, "--resolution", 8, "--count", 2, "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert json.loads((tmp_path / "image.json").read_text()) == found
     assert found["resolution"] == 8 and len(found["widths"]) == 4
 
     # Everything once more, from the parts.
-    generator = load_generator(run_folder(anycost_run))
+    generator = load_generator(run_folder(random_run))
     sub = generator.config.uniform(0.5, 8)
     quantised = quantise(generator, QuantConfig())
     styles = image.styles_of(generator, 1, 2)
@@ -69,11 +47,11 @@ def test_image(anycost_run, tmp_path):
         assert picture.width > 500
 
 
-def test_more_bits_are_nearer(anycost_run, tmp_path):
+def test_more_bits_are_nearer(random_run, tmp_path):
     found = {}
     for wide in ("none", "all"):
         result = run(
-            anycost_run, "--wide", wide, "--count", 1, "--out", tmp_path, "--json", "--preset", "edge"
+            random_run, "--wide", wide, "--count", 1, "--out", tmp_path, "--json", "--preset", "edge"
         )
         assert result.exit_code == 0, result.output
         found[wide] = json.loads(result.stdout)
@@ -82,19 +60,19 @@ def test_more_bits_are_nearer(anycost_run, tmp_path):
     assert found["all"]["preset"] == "edge"
 
 
-def test_the_seed_is_that_of_the_image(anycost_run):
-    generator = load_generator(run_folder(anycost_run))
+def test_the_seed_is_that_of_the_image(random_run):
+    generator = load_generator(run_folder(random_run))
     assert torch.equal(image.styles_of(generator, 1, 3)[1:], image.styles_of(generator, 2, 2))
 
 
-def test_image_says_what_it_made(anycost_run, tmp_path):
-    out = run(anycost_run, "--count", 1, "--out", tmp_path).stdout
+def test_image_says_what_it_made(random_run, tmp_path):
+    out = run(random_run, "--count", 1, "--out", tmp_path).stdout
     assert "16 px, widths " in out and "maps of 8 bits\n" in out
     assert " dB over 1 image(s)" in out and "(estimated)" in out
 
 
-def test_every_sub_generator(anycost_run):
-    result = run(anycost_run, "--every", "--count", 1, "--json")
+def test_every_sub_generator(random_run):
+    result = run(random_run, "--every", "--count", 1, "--json")
     rows = json.loads(result.stdout)
     assert [row["resolution"] for row in rows] == sorted((row["resolution"] for row in rows), reverse=True)
     assert len({tuple(row["widths"]) for row in rows}) == len(rows) > 4
@@ -112,8 +90,8 @@ def test_every_sub_generator(anycost_run):
         (["--set", "kv_sram_bytes=1024"], "must hold the input of one row of output"),
     ],
 )
-def test_bad_input(anycost_run, tmp_path, arguments, message):
-    result = run(anycost_run, *arguments, "--out", tmp_path / "out")
+def test_bad_input(random_run, tmp_path, arguments, message):
+    result = run(random_run, *arguments, "--out", tmp_path / "out")
     assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
