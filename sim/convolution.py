@@ -61,7 +61,7 @@ class Task:
     out_bits: tuple[int, ...]
     """Of each map written."""
     planar: bool = False
-    """These are for the filter or a residual: every pixel of a tile has all lanes in memory, used or not."""
+    """These are for the filter or a residual, see :func:`planar_bytes`."""
     side: Side = Side.NONE
 
     @property
@@ -70,6 +70,11 @@ class Task:
         if isinstance(self.of, Layer):
             return self.of.out_height, self.of.out_width, self.of.n_out
         return (*self.of.out_size, self.of.channels)
+
+
+def planar_bytes(channels: int, lanes: int) -> int:
+    """Of a pixel of a tile: 2 a channel, words of 4, where there is one tile; else all lanes in each tile."""
+    return WIDE_BYTES * lanes if channels > lanes else min(WIDE_BYTES * lanes, 4 * -(-channels // 2))
 
 
 def tasks_of(operations: Sequence[Operation]) -> list[Task]:
@@ -181,7 +186,7 @@ def _filter(task: Task, of: Map, core: Core) -> Estimate:
     config = FirConfig(lanes=lanes, element_bits=16, out_bits=18, row_beats=ANY_ROW_BEATS, max_size=8193)
     n_tiles = -(-of.channels // lanes)
     steps = n_tiles * map_cycles(one_tile, config)
-    input_bytes = n_tiles * of.height * of.width * WIDE_BYTES * lanes
+    input_bytes = n_tiles * of.height * of.width * planar_bytes(of.channels, lanes)
     paces = {
         "filter": steps,
         "output": of_output.n_pixel_tiles * of_output.cycles_per_beat,
@@ -197,17 +202,16 @@ class _Output:
     def __init__(self, task: Task, core: Core) -> None:
         height, width, channels = task.out_shape
         lanes = core.array.columns
-        n_tiles, wide = -(-channels // lanes), WIDE_BYTES * lanes
+        n_tiles, planar = -(-channels // lanes), planar_bytes(channels, lanes)
         self.n_pixel_tiles = height * width * n_tiles
         self.n_readers = len(task.out_bits)
-        stored = lanes if task.planar else min(lanes, channels)
-        words = (-(-stored * bits // 8 // core.bus_bytes) for bits in task.out_bits)
-        self.cycles_per_beat = sum(max(1, n) for n in words)
+        beat_bytes = [planar if task.planar else min(lanes, channels) * bits // 8 for bits in task.out_bits]
+        self.cycles_per_beat = sum(max(1, -(-n // core.bus_bytes)) for n in beat_bytes)
         """A write is at most a word of the bus, and a reader's turn at least a cycle."""
-        stored = n_tiles * lanes if task.planar else channels
-        self.output_bytes = height * width * stored * sum(task.out_bits) // 8
-        of_side = {Side.NONE: 0, Side.NOISE: WIDE_BYTES, Side.RESIDUAL: wide}[task.side]
-        self.side_bytes = self.n_pixel_tiles * of_side + TABLE_BEATS * n_tiles * wide
+        pixel_bytes = n_tiles * planar if task.planar else channels * sum(task.out_bits) // 8
+        self.output_bytes = height * width * pixel_bytes
+        of_side = {Side.NONE: 0, Side.NOISE: WIDE_BYTES, Side.RESIDUAL: planar}[task.side]
+        self.side_bytes = self.n_pixel_tiles * of_side + TABLE_BEATS * n_tiles * WIDE_BYTES * lanes
 
 
 def _made(core: Core, paces: dict[str, float], fill_cycles: int, output: _Output, **counts: int) -> Estimate:

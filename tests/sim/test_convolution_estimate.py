@@ -91,15 +91,21 @@ def test_bytes_by_hand():
     )
 
 
-def test_planar_maps_are_filled_up():
-    """Three colours of 16 bits: all eight lanes."""
-    layer = Layer(height=16, width=16, n_in=16, n_out=3, kernel=1)
-    packed, planar = (
-        estimate(Task(name="c", of=layer, out_bits=(16,), planar=planar), FREE) for planar in (False, True)
-    )
-    assert packed.output_bytes == 256 * 6 and planar.output_bytes == 256 * 16
+def test_planar_maps():
+    """Three colours of 16 bits take two words of 4 bytes; of two tiles both have all eight lanes."""
+    few, many = (
+        Task(
+            name="c", of=Layer(height=16, width=16, n_in=16, n_out=n, kernel=1), out_bits=(16,), planar=True,
+            side=Side.RESIDUAL,
+        )
+        for n in (3, 9)
+    )  # fmt: skip
+    assert estimate(few, FREE).output_bytes == 256 * 8
+    assert estimate(few, FREE).side_bytes == 256 * 8 + 5 * 16
+    assert estimate(many, FREE).output_bytes == 256 * 2 * 16
     narrow = replace(FREE, bus_bytes=8)
-    assert lone(Task(name="c", of=layer, out_bits=(16,), planar=True), narrow) == 2 * 256 + 256
+    assert lone(few, narrow) == 2 * 256
+    assert lone(many, narrow) == 2 * 2 * 256 + 2 * 256
 
 
 def test_the_filter_takes_a_tile_after_the_other():
@@ -109,6 +115,11 @@ def test_the_filter_takes_a_tile_after_the_other():
     assert estimate(task, FREE).limit == "filter"
     assert estimate(task, FREE).input_bytes == 3 * 81 * 16
     assert lone(task, replace(FREE, bus_bytes=4)) == 3 * 81 * 16 / 4
+    colours = Task(
+        name="f", of=Map(upsample=True, height=9, width=9, channels=3), out_bits=(16,), planar=True
+    )
+    assert lone(colours) == 4 * 81
+    assert estimate(colours, FREE).input_bytes == 81 * 8 and estimate(colours, FREE).output_bytes == 324 * 8
 
 
 @pytest.mark.parametrize("wide", ["none", "colours", "all"])
