@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
@@ -16,14 +18,17 @@ class Load:
 
 
 class LoadReplay:
-    """Replays loads and lines that are offered from cycle 1 on, without stalls.
+    """Replays loads, which are offered from cycle 1 on, and their lines, without stalls.
 
     A load is taken in the cycle of the last line before it, or in the cycle after its region became free; its
-    lines follow, one a cycle. A region becomes free in the cycle given to :meth:`free`.
+    lines follow, one a cycle, none before the cycle in which it is ``offered``. A region becomes free in the
+    cycle given to :meth:`free`.
     """
 
-    def __init__(self, loads: Sequence[Load]) -> None:
+    def __init__(self, loads: Sequence[Load], offered: Sequence[int] | np.ndarray = ()) -> None:
         self._waiting = list(loads)
+        self._offered = np.asarray(offered, dtype=np.int64)
+        """First cycle in which each line still to come is offered; empty: at once."""
         self._written: dict[int, list[int]] = defaultdict(list)
         """Cycle in which each line of each region was written."""
         self._free_from: dict[int, int | None] = defaultdict(lambda: 1)
@@ -56,6 +61,14 @@ class LoadReplay:
                 return
             taken = self._last_line if load.append else max(self._last_line, free_from or 1)
             self._free_from[load.region] = None
-            self._written[load.region] += range(taken + 1, taken + 1 + load.n_lines)
-            self._last_line = taken + load.n_lines
+            self._written[load.region] += self._lines(taken + 1, load.n_lines)
+            self._last_line = self._written[load.region][-1]
             self._waiting.pop(0)
+
+    def _lines(self, first: int, n_lines: int) -> list[int]:
+        """Cycles of a load's lines, none before ``first``."""
+        place = np.arange(n_lines)
+        if not self._offered.size:
+            return (place + first).tolist()
+        offered, self._offered = self._offered[:n_lines], self._offered[n_lines:]
+        return (np.maximum(np.maximum.accumulate(offered - place), first) + place).tolist()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The double-buffered SRAM of activations."""
+"""The double-buffered SRAM of activations, in banks that are read at addresses of their own."""
 
-from amaranth import Cat, Module, Signal, Value, signed, unsigned
+from amaranth import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import OPERAND_BITS, SystolicConfig
+from .config import OPERAND_BITS, QUAD_BYTES, SystolicConfig
 
 
 def load_layout(config: SystolicConfig) -> data.StructLayout:
@@ -14,21 +14,52 @@ def load_layout(config: SystolicConfig) -> data.StructLayout:
 
 
 def word_layout(config: SystolicConfig) -> data.ArrayLayout:
-    """Payload of ``i_word``: R bytes."""
+    """Payload of ``i_word``: R bytes, a quad for each bank."""
     return data.ArrayLayout(signed(OPERAND_BITS), config.rows)
+
+
+def quad_layout(config: SystolicConfig) -> data.StructLayout:
+    """Number of a quad within a half: words x banks + bank, modulo the half's size."""
+    return data.StructLayout({"bank": range(config.n_banks), "word": config.word_bits})
+
+
+def plus(m: Module, a: data.View, b: data.View, config: SystolicConfig, name: str) -> data.View:
+    """The sum of two numbers of quads; banks need not be a power of two."""
+    total = Signal(quad_layout(config), name=name)
+    bank = Signal(range(2 * config.n_banks - 1), name=f"{name}_bank")
+    carry = Signal(name=f"{name}_carry")
+    m.d.comb += [
+        bank.eq(a.bank + b.bank),
+        carry.eq(bank >= config.n_banks),
+        total.bank.eq(Mux(carry, bank - config.n_banks, bank)),
+        total.word.eq(a.word + b.word + carry),
+    ]
+    return total
+
+
+def rotated(m: Module, values: list[Value], by: Value, name: str, *, down: bool = False) -> list[Value]:
+    """``values[(i + by) % n]`` for each i (``down``: i - by), in a barrel shifter of muxes."""
+    n = len(values)
+    for level, is_set in enumerate(by):
+        step = -(1 << level) if down else 1 << level
+        moved = [Signal.like(values[0], name=f"{name}_{level}_{i}") for i in range(n)]
+        m.d.comb += [to.eq(Mux(is_set, values[(i + step) % n], values[i])) for i, to in enumerate(moved)]
+        values = moved
+    return values
 
 
 class ActivationBuffer(wiring.Component):
     """Two halves, so that the next activations load while these are read; one word a cycle each way.
 
-    A word written in one cycle counts in ``n_written``, and can be read, from the next cycle on.
+    Word w of a half is spread over all banks, a quad each. Every bank is read at a word of its own.
+    A word written in one cycle counts in ``n_written``, and can be asked for, from the next cycle on.
 
     Members
     -------
     i_load : stream of :func:`load_layout`; taken at the latest with the last word of the load before it
     i_word : stream of :func:`word_layout`
-    address : half in the highest bit
-    word : what lies there, a cycle after its address
+    half, address : word of that half, for each bank
+    quads : what lies there, two cycles after its address
     n_written : words that can be read of each half
     free : of each half, in the cycle of the last read from it; its words no longer count in the next one
     """
@@ -39,8 +70,9 @@ class ActivationBuffer(wiring.Component):
             {
                 "i_load": In(stream.Signature(load_layout(config))),
                 "i_word": In(stream.Signature(word_layout(config))),
-                "address": In(config.word_bits + 1),
-                "word": Out(word_layout(config)),
+                "half": In(1),
+                "address": In(config.word_bits).array(config.n_banks),
+                "quads": Out(QUAD_BYTES * OPERAND_BITS).array(config.n_banks),
                 "n_written": Out(config.count_bits).array(2),
                 "free": In(2),
             }
@@ -70,19 +102,20 @@ class ActivationBuffer(wiring.Component):
             with m.Elif(written & (half == which)):
                 m.d.sync += n_written.eq(n_written + 1)
 
-        words = memory.Memory(shape=unsigned(cfg.rows * OPERAND_BITS), depth=2 * cfg.n_words, init=[])
-        m.submodules.words = words
-        write, read = words.write_port(), words.read_port()
         in_half = Signal(cfg.word_bits)
-        with m.If(half):
-            m.d.comb += in_half.eq(self.n_written[1])
-        with m.Else():
-            m.d.comb += in_half.eq(self.n_written[0])
-        m.d.comb += [
-            write.en.eq(written),
-            write.addr.eq(Cat(in_half, half)),
-            write.data.eq(self.i_word.payload),
-            read.addr.eq(self.address),
-            Value.cast(self.word).eq(read.data),
-        ]
+        m.d.comb += in_half.eq(Mux(half, self.n_written[1], self.n_written[0]))
+        quad_bits = QUAD_BYTES * OPERAND_BITS
+        for b in range(cfg.n_banks):
+            bank = memory.Memory(shape=unsigned(quad_bits), depth=2 * cfg.n_words, init=[])
+            m.submodules[f"bank{b}"] = bank
+            write, read = bank.write_port(), bank.read_port()
+            asked = Signal(cfg.word_bits + 1, name=f"asked{b}", reset_less=True)
+            m.d.sync += asked.eq(Cat(self.address[b], self.half))
+            m.d.comb += [
+                write.en.eq(written),
+                write.addr.eq(Cat(in_half, half)),
+                write.data.eq(Value.cast(self.i_word.payload).word_select(b, quad_bits)),
+                read.addr.eq(asked),
+                self.quads[b].eq(read.data),
+            ]
         return m

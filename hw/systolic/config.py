@@ -9,11 +9,14 @@ OPERAND_BITS = 8
 """Width of a weight and of one plane of an activation, bits."""
 ACCUMULATOR_BITS = 32
 
+QUAD_BYTES = 4
+"""Channels that a bank of the activation buffer gives at once."""
+
 MIN_PASS_CYCLES = 3
 """A pass over fewer pixels waits: an accumulator is read, added to and written before it is read again."""
 
-OPERAND_CYCLES = 2
-"""Word read, or row of weights taken, to the array's edge: SRAM, mask and register."""
+OPERAND_CYCLES = 3
+"""Vector issued, or row of weights taken, to the array's edge: addresses of the banks, SRAM, operands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +24,7 @@ class SystolicConfig:
     """One built array; layers are run-time values up to the maxima."""
 
     rows: int = 8
-    """R: input channels of one pass; 2..64."""
+    """R: products of one sum and pass; a multiple of 4 in 8..64."""
     columns: int = 8
     """C: output channels of one pass; 2..64."""
     n_words: int = 1024
@@ -35,16 +38,28 @@ class SystolicConfig:
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
-            ("rows", self.rows, 2, 64),
+            ("rows", self.rows, 8, 64),
             ("columns", self.columns, 2, 64),
             ("max_channels", self.max_channels, 1, 4096),
             ("max_size", self.max_size, 1, 4096),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be in {low}..{high}, not {value}")
+        if self.rows % QUAD_BYTES:
+            raise ValueError(f"rows must be a multiple of {QUAD_BYTES}, not {self.rows}")
         for name, value in (("n_words", self.n_words), ("n_accumulators", self.n_accumulators)):
             if not (4 <= value <= 65_536 and value & (value - 1) == 0):
                 raise ValueError(f"{name} must be a power of two in 4..65536, not {value}")
+
+    @property
+    def n_banks(self) -> int:
+        """Banks of the activation buffer, each as wide as a quad."""
+        return self.rows // QUAD_BYTES
+
+    @property
+    def bank_bits(self) -> int:
+        """Width of a bank's number, bits."""
+        return (self.n_banks - 1).bit_length()
 
     @property
     def word_bits(self) -> int:

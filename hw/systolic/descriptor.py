@@ -1,157 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Layers, and the descriptors that compute them. Imports numpy only."""
+"""The descriptors that compute a layer, and what they meet: bands of words, rows of weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .config import OPERAND_BITS, SystolicConfig
+from .config import QUAD_BYTES, SystolicConfig
+from .layer import Layer, Phase, phases
+from .layout import ALIGN_BYTES, InputLayout, input_layout, tile_ends
 
-KERNELS = (1, 3, 5, 7)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layer:
-    """One convolution without bias, or its transpose, in the terms of PyTorch.
-
-    ``transposed`` is ``conv_transpose2d(stride=2, padding=0)``: an output of 2 (height - 1) + kernel pixels,
-    in which pixel u gets input i times tap k where u = 2 i + k.
-    """
-
-    height: int
-    width: int
-    n_in: int
-    """Input channels, all groups together; the first ones of those that are stored."""
-    n_out: int
-    kernel: int = 3
-    stride: int = 1
-    padding: int = 0
-    groups: int = 1
-    transposed: bool = False
-    wide: bool = False
-    """Activations of 16 bits, in two passes."""
-    n_stored: int = 0
-    """Channels that each pixel has in memory, all groups together; 0: ``n_in``."""
-
-    def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel must be one of {KERNELS}, not {self.kernel}")
-        if self.transposed and self.kernel == 1:
-            raise ValueError("kernel must be at least 3 if transposed, not 1")
-        if self.stride not in (1, 2) or (self.transposed and self.stride != 2):
-            raise ValueError(f"stride must be 1, or 2 (always 2 if transposed), not {self.stride}")
-        if not 0 <= self.padding < self.kernel or (self.transposed and self.padding):
-            raise ValueError(f"padding must be in 0..{self.kernel - 1} (0 if transposed), not {self.padding}")
-        if self.groups not in (1, 2):
-            raise ValueError(f"groups must be 1 or 2, not {self.groups}")
-        for name in ("height", "width", "n_in", "n_out"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        for name, n in (("n_in", self.n_in), ("n_out", self.n_out), ("n_stored", self.stored)):
-            if n % self.groups:
-                raise ValueError(f"{name} must be a multiple of groups = {self.groups}, not {n}")
-        if self.stored < self.n_in:
-            raise ValueError(f"n_stored must be at least n_in = {self.n_in}, not {self.n_stored}")
-        if min(self.out_height, self.out_width) < 1:
-            raise ValueError(
-                f"height and width must hold the kernel of {self.kernel} with padding {self.padding}, "
-                f"not {self.height} x {self.width}"
-            )
-
-    @property
-    def stored(self) -> int:
-        """Channels that each pixel has in memory."""
-        return self.n_stored or self.n_in
-
-    @property
-    def out_height(self) -> int:
-        """Rows of the output."""
-        return self._out_size(self.height)
-
-    @property
-    def out_width(self) -> int:
-        """Columns of the output."""
-        return self._out_size(self.width)
-
-    def _out_size(self, size: int) -> int:
-        if self.transposed:
-            return 2 * (size - 1) + self.kernel
-        return (size + 2 * self.padding - self.kernel) // self.stride + 1
-
-    @property
-    def n_macs(self) -> int:
-        """Multiplications with something other than an inserted zero; products with padding count.
-
-        A transposed layer's phases count over the same number of outputs as the hardware computes.
-        """
-        per_pixel = self.n_in * self.n_out // self.groups
-        return per_pixel * sum(p.n_taps * p.height * p.width for p in phases(self))
-
-    @property
-    def n_planes(self) -> int:
-        """8-bit planes of an activation."""
-        return 2 if self.wide else 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phase:
-    """Output pixels that all meet the same taps: every pixel, or one in four of a transposed layer."""
-
-    taps_y: tuple[int, ...]
-    """Kernel row met by each successive input row."""
-    taps_x: tuple[int, ...]
-    height: int
-    width: int
-    padding_y: int
-    padding_x: int
-    y: int
-    x: int
-    """First output pixel."""
-    step: int
-    """Output pixels from one of the phase to the next."""
-    stride: int
-    """Input pixels between them."""
-
-    @property
-    def n_taps(self) -> int:
-        """Taps of one output pixel."""
-        return len(self.taps_y) * len(self.taps_x)
-
-
-def phases(layer: Layer) -> list[Phase]:
-    """One phase; of a transposed layer four, of 4, 2, 2 and 1 taps for a kernel of 3.
-
-    Even output rows u = 2 p meet taps k = 0, 2, .. of input rows p - k / 2, odd ones the odd taps:
-    convolutions of stride 1 whose taps run backwards, with as many rows of padding as taps, less one.
-    """
-    if not layer.transposed:
-        taps, padding = tuple(range(layer.kernel)), layer.padding
-        return [
-            Phase(
-                taps_y=taps, taps_x=taps, height=layer.out_height, width=layer.out_width,
-                padding_y=padding, padding_x=padding, y=0, x=0, step=1, stride=layer.stride,
-            )
-        ]  # fmt: skip
-    taps_of = [tuple(range(parity, layer.kernel, 2))[::-1] for parity in (0, 1)]
-    return [
-        Phase(
-            taps_y=taps_of[y],
-            taps_x=taps_of[x],
-            height=(layer.out_height - y + 1) // 2,
-            width=(layer.out_width - x + 1) // 2,
-            padding_y=len(taps_of[y]) - 1,
-            padding_x=len(taps_of[x]) - 1,
-            y=y,
-            x=x,
-            step=2,
-            stride=1,
-        )
-        for y in (0, 1)
-        for x in (0, 1)
-        if taps_of[y] and taps_of[x]
-    ]
+__all__ = [
+    "Band", "Descriptor", "Layer", "Work", "band_words", "bands_of", "tile_quads", "tile_rows", "weight_rows",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,11 +28,12 @@ class Descriptor:
     release: int
     """Words after which the half, which nobody needs any more, becomes free; 0: it stays."""
     address: int
-    """Word of input pixel (origin_y, origin_x), which may lie outside, modulo the half's size."""
-    row_words: int
-    pixel_words: int
+    """First quad of input pixel (origin_y, origin_x), which may lie outside, modulo the half's size."""
+    row_quads: int
+    pixel_quads: int
+    """Quads from a pixel to the one below it and to the one beside it, modulo the half's size."""
     plane_words: int
-    """Words from a pixel to the one below it, to the one beside it, and to its plane of low bytes."""
+    """Words from a pixel to its plane of low bytes."""
     wide: bool
     in_height: int
     in_width: int
@@ -212,34 +74,23 @@ class Band:
     half: int
     first_row: int
     n_rows: int
+    first_byte: int
+    """Of each plane's bytes the first one that is loaded; a multiple of ALIGN_BYTES."""
+    plane_words: int
+    """Words loaded of each plane, one plane after the other."""
     n_words: int
     works: tuple[Work, ...]
     """The last one frees the half."""
 
 
-def pixel_words(layer: Layer, config: SystolicConfig) -> int:
-    """Words of one pixel: each group's channels begin a word of their own."""
-    return layer.groups * -(-layer.stored // layer.groups // config.rows)
+def band_words(image: np.ndarray, band: Band, layout: InputLayout, config: SystolicConfig) -> np.ndarray:
+    """What a band's load brings: uint8[n_words, R] of an image as :func:`hw.systolic.layout.image_bytes`.
 
-
-def image_words(activations: np.ndarray, layer: Layer, config: SystolicConfig) -> np.ndarray:
-    """A band of a layer's input as it lies in a half: plane, row, column, group, channels by R.
-
-    Parameters
-    ----------
-    activations : int64[n_rows, width, stored], signed of 8 bits (16 if wide)
-
-    Returns
-    -------
-    int64[n_words, R], bytes in 0..255; the high plane first, lanes without a channel 0
+    Where R does not divide ALIGN_BYTES, the last word may reach beyond a plane: zeros.
     """
-    per_pixel = pixel_words(layer, config)
-    by_group = activations.reshape(*activations.shape[:2], layer.groups, -1)
-    padded = np.zeros((*by_group.shape[:3], per_pixel // layer.groups * config.rows), dtype=np.int64)
-    padded[..., : by_group.shape[3]] = by_group
-    planes = [padded >> OPERAND_BITS, padded] if layer.wide else [padded]
-    mask = (1 << OPERAND_BITS) - 1
-    return np.concatenate([plane.reshape(-1, config.rows) & mask for plane in planes])
+    n_bytes = band.plane_words * config.rows
+    planes = image.reshape(-1, layout.plane_bytes)[:, band.first_byte : band.first_byte + n_bytes]
+    return np.pad(planes, ((0, 0), (0, n_bytes - planes.shape[1]))).reshape(-1, config.rows)
 
 
 def bands_of(layer: Layer, config: SystolicConfig, *, half: int = 0) -> list[Band]:
@@ -269,23 +120,30 @@ def bands_of(layer: Layer, config: SystolicConfig, *, half: int = 0) -> list[Ban
 
 def _rows_that_fit(layer: Layer, top: int, last: int, config: SystolicConfig) -> int:
     """Most rows of output, from ``top`` on, whose input fits in a half; by bisection."""
-    words_of_row = pixel_words(layer, config) * layer.width * layer.n_planes
+
+    def n_words(n_rows: int) -> int:
+        return layer.n_planes * _loaded(layer, _input_rows(layer, top, top + n_rows), config)[1]
+
     fits = 0
     too_many = last - top + 1
     while too_many - fits > 1:
         n_rows = (fits + too_many) // 2
-        first, end = _input_rows(layer, top, top + n_rows)
-        if (end - first) * words_of_row <= config.n_words:
+        if n_words(n_rows) <= config.n_words:
             fits = n_rows
         else:
             too_many = n_rows
     if not fits:
-        first, end = _input_rows(layer, top, top + 1)
         raise ValueError(
-            f"n_words must hold the input of one row of output, {(end - first) * words_of_row} words, "
-            f"not {config.n_words}"
+            f"n_words must hold the input of one row of output, {n_words(1)} words, not {config.n_words}"
         )
     return fits
+
+
+def _loaded(layer: Layer, rows: tuple[int, int], config: SystolicConfig) -> tuple[int, int]:
+    """First byte, and words, that are loaded of each plane for the sake of some rows."""
+    row_bytes = input_layout(layer, config).row_bytes
+    first_byte = rows[0] * row_bytes // ALIGN_BYTES * ALIGN_BYTES
+    return first_byte, -(-(rows[1] * row_bytes - first_byte) // config.rows)
 
 
 def _input_rows(layer: Layer, top: int, bottom: int) -> tuple[int, int]:
@@ -298,15 +156,23 @@ def _input_rows(layer: Layer, top: int, bottom: int) -> tuple[int, int]:
 
 def _band(layer: Layer, top: int, bottom: int, half: int, config: SystolicConfig) -> Band:
     first, end = _input_rows(layer, top, bottom)
-    n_words = (end - first) * layer.width * pixel_words(layer, config) * layer.n_planes
-    band = Band(half=half, first_row=first, n_rows=end - first, n_words=n_words, works=())
+    first_byte, plane_words = _loaded(layer, (first, end), config)
+    band = Band(
+        half=half,
+        first_row=first,
+        n_rows=end - first,
+        first_byte=first_byte,
+        plane_words=plane_words,
+        n_words=layer.n_planes * plane_words,
+        works=(),
+    )
     works = [
         Work(descriptor=_descriptor(layer, phase, group, rectangle, band, config), phase=phase, group=group)
         for group in range(layer.groups)
         for phase in phases(layer)
         for rectangle in _rectangles(phase, top, bottom, config.n_accumulators)
     ]
-    works[-1] = replace(works[-1], descriptor=replace(works[-1].descriptor, release=n_words))
+    works[-1] = replace(works[-1], descriptor=replace(works[-1].descriptor, release=band.n_words))
     return replace(band, works=tuple(works))
 
 
@@ -327,18 +193,20 @@ def _descriptor(
     layer: Layer, phase: Phase, group: int, rectangle: Rectangle, band: Band, config: SystolicConfig
 ) -> Descriptor:
     top, left, height, width = rectangle
-    per_pixel = pixel_words(layer, config)
+    layout = input_layout(layer, config)
     n_in, n_out = layer.n_in // layer.groups, layer.n_out // layer.groups
     origin_y = top * phase.stride - phase.padding_y - band.first_row
     origin_x = left * phase.stride - phase.padding_x
-    first = (origin_y * layer.width + origin_x) * per_pixel + group * (per_pixel // layer.groups)
+    of_origin = origin_y * layout.row_quads + origin_x * layout.pixel_quads + group * layout.group_quads
+    of_band = (band.first_row * layout.row_bytes - band.first_byte) // QUAD_BYTES
+    n_quads = config.n_words * config.n_banks
     return Descriptor(
         half=band.half,
         release=0,
-        address=first % config.n_words,
-        row_words=layer.width * per_pixel % config.n_words,
-        pixel_words=per_pixel % config.n_words,
-        plane_words=band.n_rows * layer.width * per_pixel % config.n_words,
+        address=(of_band + of_origin) % n_quads,
+        row_quads=layout.row_quads % n_quads,
+        pixel_quads=layout.pixel_quads % n_quads,
+        plane_words=band.plane_words % config.n_words,
         wide=layer.wide,
         in_height=band.n_rows,
         in_width=layer.width,
@@ -358,15 +226,23 @@ def _descriptor(
     )
 
 
+def tile_quads(work: Work, config: SystolicConfig) -> list[int]:
+    """Quads up to the end of each tile of weights; the same tiles serve every C output channels."""
+    d = work.descriptor
+    shape = (d.kernel_height, d.kernel_width, -(-d.n_in // QUAD_BYTES))
+    return list(tile_ends(shape, (d.row_quads, d.pixel_quads), config))
+
+
 def tile_rows(work: Work, config: SystolicConfig) -> list[int]:
-    """Rows of each tile of weights in the order of the passes: R, fewer of the last channels."""
-    n_in = work.descriptor.n_in
-    of_channels = [min(config.rows, n_in - start) for start in range(0, n_in, config.rows)]
-    return of_channels * (work.phase.n_taps * -(-work.descriptor.n_out // config.columns))
+    """Rows of each tile of weights in the order of the passes: at most R, only those that are used."""
+    d = work.descriptor
+    taps, rest = np.divmod([0, *tile_quads(work, config)], -(-d.n_in // QUAD_BYTES))
+    until = taps * d.n_in + rest * QUAD_BYTES
+    return np.diff(until).tolist() * -(-d.n_out // config.columns)
 
 
 def weight_rows(weights: np.ndarray, work: Work, layer: Layer, config: SystolicConfig) -> np.ndarray:
-    """Rows of weights as the descriptor's passes need them.
+    """Rows of weights as the descriptor's passes need them: by C outputs, kernel row, column, input channel.
 
     Parameters
     ----------

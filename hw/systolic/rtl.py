@@ -10,14 +10,17 @@ from hw.stream.config import FifoConfig
 from hw.stream.rtl import Fifo
 
 from .array import Array
-from .buffer import ActivationBuffer, load_layout, word_layout
-from .config import ACCUMULATOR_BITS, MIN_PASS_CYCLES, OPERAND_BITS, OPERAND_CYCLES, SystolicConfig
-from .passes import PassGenerator, descriptor_layout, pass_layout
-
-
-def weight_layout(config: SystolicConfig) -> data.StructLayout:
-    """Payload of ``i_weight``: C weights of one input channel at one tap; ``last`` of its tile."""
-    return data.StructLayout({"data": data.ArrayLayout(signed(OPERAND_BITS), config.columns), "last": 1})
+from .buffer import ActivationBuffer, load_layout, plus, quad_layout, rotated, word_layout
+from .config import (
+    ACCUMULATOR_BITS,
+    MIN_PASS_CYCLES,
+    OPERAND_BITS,
+    OPERAND_CYCLES,
+    QUAD_BYTES,
+    SystolicConfig,
+)
+from .layer import KERNELS
+from .tiles import TileLoader, descriptor_layout, tile_layout, weight_layout
 
 
 def place_layout(config: SystolicConfig) -> data.StructLayout:
@@ -44,9 +47,10 @@ class Systolic(wiring.Component):
 
     A descriptor says what is computed (:class:`hw.systolic.descriptor.Descriptor`): a rectangle of output
     pixels, all its output channels. Tiles of R x C weights stay for one pass over the pixels (two, where
-    activations have 16 bits) while the next tile loads behind them. Sums stay in the accumulators until a
-    last pass sends them out. Words are read where the descriptor's geometry says, as soon as they are there;
-    outside of the input nothing is read and zeros enter.
+    activations have 16 bits) while the next tile loads behind them. The R products of a sum may belong to
+    several taps of the kernel, in quads of four channels that lie in banks of their own. Sums stay in the
+    accumulators until a last pass sends them out. Words are read where the descriptor's geometry says, as
+    soon as they are there; outside of the input nothing is read and zeros enter.
 
     One vector of R activations a cycle, passes and descriptors back to back; a pass takes at least
     MIN_PASS_CYCLES. Latency ``config.latency_cycles`` from a last vector to its sums. The pipeline runs
@@ -55,8 +59,8 @@ class Systolic(wiring.Component):
     Members
     -------
     i_load, i_word : load and words of the activations, see :class:`hw.systolic.buffer.ActivationBuffer`
-    i_descriptor : stream of :func:`hw.systolic.passes.descriptor_layout`
-    i_weight : stream of :func:`weight_layout`, in the order of the passes; only rows that are used
+    i_descriptor : stream of :func:`hw.systolic.tiles.descriptor_layout`
+    i_weight : stream of :func:`hw.systolic.tiles.weight_layout`, in the order of the passes
     o : stream of :func:`sum_layout`
     """
 
@@ -74,60 +78,47 @@ class Systolic(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.submodules.passes = passes = PassGenerator(self.config)
+        m.submodules.tiles = tiles = TileLoader(self.config)
         m.submodules.activations = activations = ActivationBuffer(self.config)
         m.submodules.array = array = Array(self.config)
-        wiring.connect(m, wiring.flipped(self.i_descriptor), passes.i)
+        wiring.connect(m, wiring.flipped(self.i_descriptor), tiles.i_descriptor)
+        wiring.connect(m, wiring.flipped(self.i_weight), tiles.i_weight)
         wiring.connect(m, wiring.flipped(self.i_load), activations.i_load)
         wiring.connect(m, wiring.flipped(self.i_word), activations.i_word)
 
-        switch = Signal()
-        loaded = self._load_weights(m, array, switch)
-        vector = _Issue(self.config, m, passes.o, activations, self.o, loaded, switch)
-        self._operands(m, vector, activations, array, switch)
+        vector = _Issue(self.config, m, tiles, activations, self.o)
+        self._load_weights(m, tiles, array)
+        self._operands(m, vector, activations, array)
         self._accumulate(m, vector, array)
         return m
 
-    def _load_weights(self, m: Module, array: Array, switch: Signal) -> Signal:
-        """Rows of the next tile into the array; returns whether the tile is complete."""
-        beat = self.i_weight.payload
-        loaded, taken = Signal(), Signal()
-        row = Signal(range(self.config.rows))
+    def _load_weights(self, m: Module, tiles: TileLoader, array: Array) -> None:
+        """Rows and switch to the array, as late as the operands that they meet."""
         m.d.comb += [
-            self.i_weight.ready.eq(~loaded | switch),
-            taken.eq(self.i_weight.valid & self.i_weight.ready),
-            array.load.eq(delayed(m, taken, OPERAND_CYCLES, "weights_come", is_valid=True)),
-            array.row.eq(delayed(m, row, OPERAND_CYCLES, "weight_row")),
+            array.load.eq(delayed(m, tiles.taken, OPERAND_CYCLES, "weights_come", is_valid=True)),
+            array.row.eq(delayed(m, tiles.row, OPERAND_CYCLES, "weight_row")),
+            array.switch.eq(delayed(m, tiles.switch, OPERAND_CYCLES, "switch", is_valid=True)),
         ]
         for c in range(self.config.columns):
             weight = Signal(signed(OPERAND_BITS), name=f"taken{c}")
-            m.d.comb += weight.eq(beat.data[c])
+            m.d.comb += weight.eq(self.i_weight.payload[c])
             m.d.comb += array.weights[c].eq(delayed(m, weight, OPERAND_CYCLES, f"weight{c}"))
-        with m.If(switch):
-            m.d.sync += loaded.eq(0)
-        with m.If(taken):
-            m.d.sync += [loaded.eq(beat.last), row.eq(Mux(beat.last, 0, row + 1))]
-        return loaded
 
-    def _operands(
-        self, m: Module, vector: "_Issue", activations: ActivationBuffer, array: Array, switch: Signal
-    ) -> None:
-        """From words to signed operands: zeros outside of the input and in rows that are not used."""
-        inside, low, n_in = (
-            delayed(m, value, 1, name)
-            for value, name in (
-                (vector.inside, "inside"),
-                (vector.of.low, "low"),
-                (vector.of.n_in, "rows_used"),
-            )
-        )
-        for r in range(self.config.rows):
-            byte = Value.cast(activations.word[r])
-            operand = Signal(signed(OPERAND_BITS + 1), name=f"operand{r}", reset_less=True)
-            extended = Cat(byte, byte[-1] & ~low).as_signed()
-            m.d.sync += operand.eq(Mux(inside & (r < n_in), extended, 0))
-            m.d.comb += array.vector[r].eq(operand)
-        m.d.comb += array.switch.eq(delayed(m, switch, OPERAND_CYCLES, "switch", is_valid=True))
+    def _operands(self, m: Module, vector: "_Issue", activations: ActivationBuffer, array: Array) -> None:
+        """Banks to lanes to signed operands: zeros outside of the input and in rows that are not used."""
+        until_quads = OPERAND_CYCLES - 1
+        low = delayed(m, vector.low, until_quads, "low")
+        bank = delayed(m, vector.bank, until_quads, "bank")
+        quads = rotated(m, list(activations.quads), bank, "lane")
+        for lane, (quad, count) in enumerate(zip(quads, vector.counts, strict=True)):
+            used = delayed(m, count, until_quads, f"count{lane}")
+            for channel in range(QUAD_BYTES):
+                row = lane * QUAD_BYTES + channel
+                byte = quad.word_select(channel, OPERAND_BITS)
+                operand = Signal(signed(OPERAND_BITS + 1), name=f"operand{row}", reset_less=True)
+                extended = Cat(byte, byte[-1] & ~low).as_signed()
+                m.d.sync += operand.eq(Mux(channel < used, extended, 0))
+                m.d.comb += array.vector[row].eq(operand)
 
     def _accumulate(self, m: Module, vector: "_Issue", array: Array) -> None:
         """Adds the array's sums to those of earlier passes; the last pass's go to the queue."""
@@ -142,9 +133,9 @@ class Systolic(wiring.Component):
         first, last, high, n_out = (
             delayed(m, value, until_sums, name)
             for value, name in (
-                (vector.of.first, "first"),
-                (vector.of.last, "last"),
-                (vector.of.high, "high"),
+                (vector.first, "first"),
+                (vector.last, "last"),
+                (vector.high, "high"),
                 (vector.of.n_out, "columns_used"),
             )
         )
@@ -170,7 +161,7 @@ class Systolic(wiring.Component):
             ]
         m.d.comb += [
             queue.i.valid.eq(delayed(m, issued & last, 1, "leaves", is_valid=True)),
-            places.i.valid.eq(vector.issue & vector.of.last),
+            places.i.valid.eq(vector.issue & vector.last),
             places.i.payload.eq(vector.place),
             Value.cast(self.o.payload.data).eq(queue.o.payload),
             Value.cast(self.o.payload.place).eq(places.o.payload),
@@ -185,9 +176,12 @@ class _Issue:
 
     Attributes
     ----------
-    of : the pass under way, of :func:`pass_layout`
+    of : the tile under way, of :func:`hw.systolic.tiles.tile_layout`
     issue : a vector goes to the array
-    inside : its pixel lies inside of the input
+    counts : of each lane, channels that are read and lie inside of the input
+    bank : of the pixel's first quad, lane 0
+    first, last : the pass begins the sums, sends them out
+    high, low : sums count 256 fold; activations are unsigned
     pixel : number of the output pixel in the pass
     place : where its sums belong, of :func:`place_layout`
     """
@@ -196,65 +190,75 @@ class _Issue:
         self,
         config: SystolicConfig,
         m: Module,
-        passes: stream.Interface,
+        tiles: TileLoader,
         activations: ActivationBuffer,
         o: stream.Interface,
-        loaded: Signal,
-        switch: Signal,
     ) -> None:
-        self.of = of = Signal(pass_layout(config), reset_less=True)
-        self.issue, self.inside = Signal(name="issue"), Signal(name="inside")
+        self._m, self._config = m, config
+        self.of = of = Signal(tile_layout(config), reset_less=True)
+        self._geometry = geometry = Signal(descriptor_layout(config), name="geometry", reset_less=True)
+        self._address = address = Signal(quad_layout(config), name="address")
+        """Of the output pixel at the kernel's first tap."""
+        self._y, self._x = y, x = [Signal(signed(config.size_bits + 2), name=n) for n in "yx"]
+        self.issue = Signal(name="issue")
+        self.bank = address.bank
         self.pixel = Signal((config.n_accumulators - 1).bit_length(), name="pixel")
         self.place = Signal(place_layout(config))
-        self._m, self._config = m, config
-        geometry = of.descriptor
-        active, row_ends, ends, frees = (Signal(name=n) for n in ("active", "row_ends", "ends", "frees"))
+        self.first, self.last, self.high, self.low = (
+            Signal(name=n) for n in ("first", "last", "high", "low")
+        )
+        active, row_ends, ends, last_plane, frees = (
+            Signal(name=n) for n in ("active", "row_ends", "ends", "last_plane", "frees")
+        )
+        plane = Signal()
         resting = Signal(range(MIN_PASS_CYCLES))
         """Cycles to wait after a short pass."""
         row, column = Signal(config.size_bits), Signal(config.size_bits)
-        y, x = Signal(signed(config.size_bits + 2)), Signal(signed(config.size_bits + 2))
-        of_row, address = Signal(config.word_bits), Signal(config.word_bits)
+        of_row = Signal(quad_layout(config))
         n_written = Signal(config.count_bits)
         half, release = geometry.half, geometry.release
+        self.counts, words_came = self._read(activations, n_written)
         m.d.comb += [
             n_written.eq(Mux(half, activations.n_written[1], activations.n_written[0])),
-            activations.address.eq(Cat(address, half)),
-            self.inside.eq((y >= 0) & (y < geometry.in_height) & (x >= 0) & (x < geometry.in_width)),
+            last_plane.eq(~geometry.wide | plane),
+            self.first.eq(of.first & ~plane),
+            self.last.eq(of.last & last_plane),
+            self.high.eq(geometry.wide & ~plane),
+            self.low.eq(plane),
             row_ends.eq(column == geometry.out_width - 1),
             ends.eq(row_ends & (row == geometry.out_height - 1)),
-            frees.eq(of.ends & ends & (release != 0)),
+            frees.eq(of.ends & last_plane & ends & (release != 0)),
             self.issue.eq(
                 active
                 & (resting == 0)
-                & (~self.inside | (address < n_written))
+                & words_came
                 & (~frees | (n_written >= release))
-                & ((self.pixel != 0) | ~of.weights | loaded)
-                & (~of.last | self._has_room(o))
+                & (~self.last | self._has_room(o))
             ),
-            switch.eq(self.issue & (self.pixel == 0) & of.weights),
+            tiles.switch.eq(self.issue & (self.pixel == 0) & ~plane),
             activations.free.bit_select(half, 1).eq(self.issue & frees),
-            passes.ready.eq(~active | (self.issue & ends)),
+            tiles.o.ready.eq(~active | (self.issue & ends & last_plane)),
             self.place.y.eq(geometry.y + Mux(geometry.step, row << 1, row)),
             self.place.x.eq(geometry.x + Mux(geometry.step, column << 1, column)),
             self.place.channel.eq(of.channel),
             self.place.count.eq(of.n_out),
-            self.place.last.eq(of.ends & ends),
+            self.place.last.eq(of.ends & last_plane & ends),
         ]
-        down = Signal(config.word_bits)
-        m.d.comb += down.eq(of_row + Mux(geometry.stride, geometry.row_words << 1, geometry.row_words))
+        right = self._steps(address, geometry.pixel_quads, "right")
+        down = self._steps(of_row, geometry.row_quads, "down")
         m.d.sync += resting.eq(Mux(resting == 0, 0, resting - 1))
         with m.If(self.issue):
             m.d.sync += [
                 self.pixel.eq(self.pixel + 1),
                 column.eq(column + 1),
                 x.eq(x + geometry.stride + 1),
-                address.eq(address + Mux(geometry.stride, geometry.pixel_words << 1, geometry.pixel_words)),
+                address.eq(right),
             ]
             with m.If(row_ends):
                 m.d.sync += [
                     column.eq(0),
                     row.eq(row + 1),
-                    x.eq(of.x),
+                    x.eq(geometry.origin_x),
                     y.eq(y + geometry.stride + 1),
                     of_row.eq(down),
                     address.eq(down),
@@ -262,26 +266,73 @@ class _Issue:
             with m.If(ends):
                 short = MIN_PASS_CYCLES - 1
                 m.d.sync += [
-                    active.eq(0),
+                    active.eq(~last_plane),
                     resting.eq(Mux(self.pixel < short, short - self.pixel, 0)),
                 ]
-        with m.If(passes.valid & passes.ready):
-            start = passes.payload
+        start = Signal(descriptor_layout(config))
+        low_word = Signal(config.word_bits)
+        m.d.comb += [
+            start.eq(Mux(last_plane | ~active, tiles.descriptor, geometry)),
+            low_word.eq(start.address.word + start.plane_words),
+        ]
+        with m.If(tiles.o.valid & tiles.o.ready):
+            m.d.sync += [of.eq(tiles.o.payload), geometry.eq(tiles.descriptor), active.eq(1), plane.eq(0)]
+        with m.Elif(self.issue & ends):
+            m.d.sync += plane.eq(1)
+        with m.If((tiles.o.valid & tiles.o.ready) | (self.issue & ends)):
             m.d.sync += [
-                of.eq(start),
-                active.eq(1),
                 self.pixel.eq(0),
                 row.eq(0),
                 column.eq(0),
-                y.eq(start.y),
-                x.eq(start.x),
+                y.eq(start.origin_y),
+                x.eq(start.origin_x),
                 of_row.eq(start.address),
                 address.eq(start.address),
             ]
+            with m.If(active & ~last_plane):
+                m.d.sync += [of_row.word.eq(low_word), address.word.eq(low_word)]
+
+    def _read(self, activations: ActivationBuffer, n_written: Value) -> tuple[list[Value], Value]:
+        """Asks the banks for the quads of the lanes; returns channels of each lane, and whether they came."""
+        m, config, geometry = self._m, self._config, self._geometry
+        taps = max(KERNELS)
+        inside_y, inside_x = Signal(taps), Signal(taps)
+        """Whether the input has the kernel's rows and columns, at this output pixel."""
+        for inside, at, size in (
+            (inside_y, self._y, geometry.in_height),
+            (inside_x, self._x, geometry.in_width),
+        ):
+            m.d.comb += inside.eq(Cat((at + tap >= 0) & (at + tap < size) for tap in range(taps)))
+        counts, came, words = [], [], []
+        for number, lane in enumerate(self.of.lanes):
+            word = Signal(config.word_bits, name=f"word{number}")
+            count = Signal.like(lane.count, name=f"count{number}")
+            is_inside = inside_y.bit_select(lane.y, 1) & inside_x.bit_select(lane.x, 1)
+            m.d.comb += [
+                word.eq(self._address.word + lane.word + (self._address.bank + number >= config.n_banks)),
+                count.eq(Mux(is_inside, lane.count, 0)),
+            ]
+            words.append(word)
+            counts.append(count)
+            came.append((count == 0) | (word < n_written))
+        m.d.comb += activations.half.eq(geometry.half)
+        for address, word in zip(
+            activations.address, rotated(m, words, self.bank, "bank", down=True), strict=True
+        ):
+            m.d.comb += address.eq(word)
+        return counts, Cat(came).all()
+
+    def _steps(self, at: data.View, step: data.View, name: str) -> data.View:
+        """``at`` and as many steps as the stride."""
+        once = plus(self._m, at, step, self._config, f"{name}_once")
+        twice = plus(self._m, once, step, self._config, f"{name}_twice")
+        moved = Signal(quad_layout(self._config), name=name)
+        self._m.d.comb += moved.eq(Mux(self._geometry.stride, twice, once))
+        return moved
 
     def _has_room(self, o: stream.Interface) -> Value:
         """Whether the output queue has room for one beat more."""
         n_beats = self._config.output_fifo_beats
         left = Signal(range(n_beats + 1), init=n_beats, name="room")
-        self._m.d.sync += left.eq(left - (self.issue & self.of.last) + (o.valid & o.ready))
+        self._m.d.sync += left.eq(left - (self.issue & self.last) + (o.valid & o.ready))
         return left != 0

@@ -12,8 +12,10 @@ from hw.kv_buffer.cycles import Load
 
 from .config import ACCUMULATOR_BITS, OPERAND_BITS, SystolicConfig
 from .cycles import replay
-from .descriptor import KERNELS, Band, Descriptor, Layer, Work, bands_of, image_words, tile_rows, weight_rows
+from .descriptor import Band, Descriptor, Work, band_words, bands_of, weight_rows
 from .golden import convolution
+from .layer import KERNELS, Layer
+from .layout import image_bytes, input_layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,18 +175,20 @@ def case(name: str, tasks: Sequence[Task], config: SystolicConfig, rng: np.rando
 
 
 def _words(band: Band, task: Task, config: SystolicConfig, rng: np.random.Generator) -> np.ndarray:
-    """Words of a band; lanes without a channel carry noise."""
-    rows = task.activations[band.first_row : band.first_row + band.n_rows]
-    is_used = image_words(np.full_like(rows, -1), task.layer, config) != 0
-    words = image_words(rows, task.layer, config)
+    """Words of a band; what may have any value carries noise."""
+    layout = input_layout(task.layer, config)
+    everywhere = image_bytes(np.full_like(task.activations, -1), task.layer, config)
+    is_used = band_words(everywhere, band, layout, config) != 0
+    words = band_words(image_bytes(task.activations, task.layer, config), band, layout, config)
     return np.where(is_used, words, rng.integers(0, 1 << OPERAND_BITS, words.shape))
 
 
 def descriptor_beats(descriptors: Sequence[Descriptor], config: SystolicConfig) -> Beats:
     """Beats of ``i_descriptor``."""
     words, size, channel = config.word_bits, config.size_bits, config.channel_bits
+    quads = words + config.bank_bits
     bits = {
-        "half": 1, "release": config.count_bits, "address": words, "row_words": words, "pixel_words": words,
+        "half": 1, "release": config.count_bits, "address": quads, "row_quads": quads, "pixel_quads": quads,
         "plane_words": words, "wide": 1, "in_height": size, "in_width": size, "origin_y": size + 1,
         "origin_x": size + 1, "stride": 1, "kernel_height": 3, "kernel_width": 3, "n_in": channel,
         "n_out": channel, "out_height": size, "out_width": size, "y": size, "x": size, "step": 1,
@@ -194,6 +198,9 @@ def descriptor_beats(descriptors: Sequence[Descriptor], config: SystolicConfig) 
     values = np.array([astuple(d) for d in descriptors], dtype=np.int64)
     by_name = dict(zip(bits, values.T, strict=True))
     by_name["stride"], by_name["step"] = by_name["stride"] - 1, by_name["step"] - 1
+    for name in ("address", "row_quads", "pixel_quads"):
+        word, bank = np.divmod(by_name[name], config.n_banks)
+        by_name[name] = word << config.bank_bits | bank
     return pack_fields([(by_name[name] & ((1 << n) - 1), n) for name, n in bits.items()])
 
 
@@ -202,10 +209,8 @@ def _weight_beats(work: Work, task: Task, config: SystolicConfig, rng: np.random
     mask = (1 << OPERAND_BITS) - 1
     is_used = weight_rows(np.full_like(task.weights, -1), work, task.layer, config) != 0
     rows = weight_rows(task.weights, work, task.layer, config) & mask
-    last = np.zeros(len(rows), dtype=np.int64)
-    last[np.cumsum(tile_rows(work, config)) - 1] = 1
     noise = rng.integers(0, mask + 1, rows.shape)
-    return pack_fields([(np.where(is_used, rows, noise), OPERAND_BITS), (last, 1)])
+    return pack_fields([(np.where(is_used, rows, noise), OPERAND_BITS)])
 
 
 def _sum_beats(works: Sequence[tuple[Work, Task]], config: SystolicConfig) -> Beats:
