@@ -11,6 +11,7 @@ from amaranth.lib import wiring
 from hw.attention.config import attention_config
 from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
+from hw.convolution.config import convolution_config
 from hw.epilogue.config import epilogue_config
 from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
 from hw.fir.config import fir_config
@@ -294,6 +295,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.epilogue",
             component_name="Epilogue",
             config=epilogue_config,
+        ),
+        Block(
+            name="convolution",
+            summary="the convolution core: a list of commands, maps in memory in and maps out",
+            package="hw.convolution",
+            component_name="Convolution",
+            config=convolution_config,
         ),
     )
 }

@@ -9,6 +9,7 @@ from hw.fir.config import FirConfig, fir_config
 from hw.systolic.config import SystolicConfig, systolic_config
 
 ADDRESS_BITS = 32
+COMMAND_COUNT_BITS = 24
 RECORD_BYTES = 64
 """Of one command in memory."""
 MAX_ELEMENT_BYTES = 128

@@ -42,7 +42,7 @@ class Reader(wiring.Component):
     def __init__(self, *, bus_bytes: int, max_bytes: int, unit_bytes: int, depth: int) -> None:
         self.bus_bytes, self.max_bytes, self.unit_bytes, self.depth = bus_bytes, max_bytes, unit_bytes, depth
         self.word_bits = (bus_bytes - 1).bit_length()
-        self.n_words = max(1, -(-(max_bytes + bus_bytes - unit_bytes) // bus_bytes))
+        self.n_words = max(1, -(-(max_bytes + bus_bytes - min(unit_bytes, bus_bytes)) // bus_bytes))
         """Bus words that an element lies in at most."""
         super().__init__(
             {

@@ -30,11 +30,11 @@ def beats(layout, payloads):
 def random_walk(rng, *, unit, max_bytes, n_bytes=None):
     """Up to 3 x 3 x 6 elements: side by side, apart, one on the other, or strides that fall back."""
     n = n_bytes or unit * int(rng.integers(1, max_bytes // unit + 1))
-    stride = lambda most: unit * int(rng.integers(0, most + 1))  # noqa: E731
+    stride = lambda most: unit * int(rng.integers(0, 4 * most // unit + 1))  # noqa: E731
     column = [n, unit, stride(12), 0][rng.integers(4)]
     n_columns = int(rng.integers(1, 7))
     return Walk(
-        base=64 + unit * int(rng.integers(0, 64)),
+        base=64 + stride(64),
         n_columns=n_columns,
         column_stride=column,
         n_rows=int(rng.integers(1, 4)),
@@ -48,7 +48,7 @@ def random_walk(rng, *, unit, max_bytes, n_bytes=None):
 
 # --- reader ---------------------------------------------------------------------------------------------
 
-SHAPES = [(8, 8, 4), (8, 16, 2), (4, 20, 4), (32, 8, 4), (16, 64, 2)]
+SHAPES = [(8, 8, 4), (8, 16, 2), (4, 20, 4), (32, 8, 4), (16, 64, 2), (8, 64, 64)]
 """Bytes of the bus, of an element, of its unit."""
 
 

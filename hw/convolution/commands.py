@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""What a command of each kind carries, and its record in memory."""
+
+from collections.abc import Mapping
+
+from amaranth import Value
+from amaranth.lib import data
+
+from hw.epilogue.rtl import job_layout as epilogue_job_layout
+from hw.fir.scan import map_layout
+from hw.systolic.buffer import load_layout
+from hw.systolic.tiles import descriptor_layout
+
+from .config import RECORD_BYTES, ConvolutionConfig
+from .dispatch import KIND_BITS, Kind
+from .reader import TAG
+from .walk import job_layout
+from .writer import output_layout
+
+TILE_BEATS_BITS = 24
+
+
+def epilogue_layout(config: ConvolutionConfig) -> data.StructLayout:
+    """A job of the epilogue whose sums come from array or ``filter``: ``tile_beats`` of them for entry
+    ``first_tile`` of the table, as many for each one after it."""
+    return data.StructLayout(
+        {
+            "filter": 1,
+            "first_tile": range(config.epilogue.max_tiles),
+            "tile_beats": TILE_BEATS_BITS,
+            "job": epilogue_job_layout(config.epilogue),
+        }
+    )
+
+
+def command_layouts(config: ConvolutionConfig) -> dict[Kind, data.Layout]:
+    """The payload of each kind. ValueError where one does not fit a record."""
+    layouts: dict[Kind, data.Layout] = {
+        Kind.FENCE: data.StructLayout({"nothing": 1}),
+        Kind.INPUT: job_layout(TAG),
+        Kind.LOAD: load_layout(config.array),
+        Kind.WEIGHTS: job_layout(TAG),
+        Kind.CONV: descriptor_layout(config.array),
+        Kind.MAP: map_layout(config.fir),
+        Kind.SIDE: job_layout(TAG),
+        Kind.EPILOGUE: epilogue_layout(config),
+        Kind.OUTPUT: output_layout(),
+    }
+    most = 8 * RECORD_BYTES - KIND_BITS
+    for kind, layout in layouts.items():
+        if layout.size > most:
+            raise ValueError(f"a command must have at most {most} bits, not {layout.size} of {kind.name}")
+    return layouts
+
+
+def bits_of(layout: data.Layout, fields: Mapping) -> int:
+    """Fields, nested as the layout is, as one number; what is left out is 0."""
+    value = layout.const(fields).as_value()
+    return Value.cast(value).value & ((1 << layout.size) - 1)
+
+
+def record(kind: Kind, payload: int) -> bytes:
+    """A command as it lies in memory: the kind in the first byte, the payload from the second one on."""
+    return (payload << KIND_BITS | kind).to_bytes(RECORD_BYTES, "little")

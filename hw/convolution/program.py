@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""From operations to commands and a memory image. Imports neither torch nor a simulator."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from hw.epilogue.config import MAX_READERS, Job, Reader
+from hw.fir.config import Map
+from hw.systolic.descriptor import Band, Work, bands_of, weight_rows
+from hw.systolic.layer import Layer
+
+from .commands import bits_of, command_layouts, record
+from .config import ALIGN_BYTES, ConvolutionConfig
+from .dispatch import Kind
+from .maps import Place, Rectangle, for_array, planar
+from .operations import Conv, Fir, Operation, checked
+from .walk import Walk
+
+MARGIN_BYTES = 256
+"""Behind everything: an element's last words may be read beyond its list."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Written:
+    """What one job of the epilogue writes: a rectangle of each of an operation's maps."""
+
+    operation: Operation
+    rectangle: Rectangle
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """Operations, ready to run."""
+
+    memory: np.ndarray
+    """uint8[n]: commands, weights, tables, noise, maps given, and room for those written."""
+    base: int
+    """Byte address of the first command."""
+    n_commands: int
+    places: Mapping[str, Place]
+    """Where each map lies."""
+    written: Sequence[Written]
+    """In order."""
+
+
+def lowered(
+    operations: Sequence[Operation], maps: Mapping[str, np.ndarray], config: ConvolutionConfig
+) -> Program:
+    """Commands for all operations, each after the one before has written everything.
+
+    Parameters
+    ----------
+    maps : int64[height, width, channels] of each map that is not written before it is read
+
+    Raises
+    ------
+    ValueError
+        See :func:`hw.convolution.operations.checked`; a layer, a filtered row or a table larger than the
+        core takes; groups that do not fill whole tiles.
+    """
+    return _Lowering(operations, maps, config).program()
+
+
+class _Lowering:
+    def __init__(
+        self, operations: Sequence[Operation], maps: Mapping[str, np.ndarray], config: ConvolutionConfig
+    ) -> None:
+        self.operations, self.maps, self.config = operations, maps, config
+        self.lanes = config.array.columns
+        self.layouts = command_layouts(config)
+        self.content: list[tuple[int, np.ndarray]] = []
+        """Address and bytes of every list."""
+        self.end = 0
+        """First free byte."""
+        self.records: list[bytes] = []
+        self.written: list[Written] = []
+
+    def program(self) -> Program:
+        self.places = self._places()
+        for operation in self.operations:
+            self._operation(operation)
+            self._command(Kind.FENCE)
+        base = self._list(np.frombuffer(b"".join(self.records), np.uint8))
+        memory = np.zeros(self.end + MARGIN_BYTES, np.uint8)
+        for address, content in self.content:
+            memory[address : address + len(content)] = content
+        for name, values in self.maps.items():
+            self.places[name].write(memory, values)
+        return Program(
+            memory=memory,
+            base=base,
+            n_commands=len(self.records),
+            places=self.places,
+            written=self.written,
+        )
+
+    # ---- memory
+
+    def _room(self, n_bytes: int) -> int:
+        address = self.end
+        self.end += -(-n_bytes // ALIGN_BYTES) * ALIGN_BYTES
+        return address
+
+    def _list(self, content: np.ndarray) -> int:
+        """Address of some bytes."""
+        flat = np.ascontiguousarray(content).view(np.uint8).reshape(-1)
+        address = self._room(len(flat))
+        self.content.append((address, flat))
+        return address
+
+    def _places(self) -> dict[str, Place]:
+        layers: dict[str, list[Layer]] = defaultdict(list)
+        for operation in self.operations:
+            if isinstance(operation, Conv):
+                layers[operation.source].append(operation.layer)
+        places = {}
+        for name, shape in checked(self.operations, self.maps).items():
+            if name in layers or shape.bits == 8:
+                place = for_array(self.end, shape, layers[name], self.config)
+            else:
+                place = planar(self.end, shape, self.config)
+            self._room(place.n_bytes)
+            places[name] = place
+        return places
+
+    # ---- commands
+
+    def _command(self, kind: Kind, **fields) -> None:
+        self.records.append(record(kind, bits_of(self.layouts[kind], fields)))
+
+    def _read(self, kind: Kind, walk: Walk, tag: int = 0) -> None:
+        self._command(kind, extra={"tag": tag}, walk=walk.fields)
+
+    def _operation(self, operation: Operation) -> None:
+        epilogue = operation.epilogue
+        self.noise = None if epilogue.noise is None else self._list(epilogue.noise.astype("<i2"))
+        beats = epilogue.table().beats(self.lanes)
+        table = self._list(beats.astype("<u2"))
+        self._read(Kind.SIDE, _line(table, len(beats), 2 * self.lanes))
+        self.n_tables = -(-epilogue.channels // self.lanes)
+        """Entries that the next job loads."""
+        Job(n_tables=self.n_tables).check(self.config.epilogue)
+        if isinstance(operation, Conv):
+            self._conv(operation)
+        else:
+            self._fir(operation)
+
+    def _conv(self, operation: Conv) -> None:
+        """A band's words are asked for before the works of the band before it, which they run beside."""
+        layer, array = operation.layer, self.config.array
+        if layer.groups > 1 and layer.n_out // layer.groups % self.lanes:
+            raise ValueError(
+                f"{operation.name}: outputs of each group must be a multiple of {self.lanes}, not "
+                f"{layer.n_out // layer.groups}"
+            )
+        bands = bands_of(layer, array)
+        weights = {}
+        for work in bands[0].works:
+            if (work.phase, work.group) not in weights:
+                rows = weight_rows(operation.weights.astype(np.int64), work, layer, array)
+                weights[work.phase, work.group] = self._list(rows.astype(np.int8)), len(rows)
+        self._load(operation, bands[0])
+        for number, band in enumerate(bands):
+            if number + 1 < len(bands):
+                self._load(operation, bands[number + 1])
+            for work in band.works:
+                address, n_rows = weights[work.phase, work.group]
+                self._read(Kind.WEIGHTS, _line(address, n_rows, self.lanes))
+                self._command(Kind.CONV, **_descriptor_fields(work, self.config))
+                self._job(operation, _rectangle(work, self.lanes))
+
+    def _load(self, operation: Conv, band: Band) -> None:
+        place, n_bytes = self.places[operation.source], self.config.array.rows
+        self._command(Kind.LOAD, half=band.half, n_words=band.n_words)
+        walk = Walk(
+            base=place.address + band.first_byte,
+            n_tiles=operation.layer.n_planes,
+            tile_stride=place.plane_bytes,
+            n_columns=band.plane_words,
+            column_stride=n_bytes,
+            n_bytes=n_bytes,
+        )
+        self._read(Kind.INPUT, walk)
+
+    def _fir(self, operation: Fir) -> None:
+        """Tile by tile."""
+        of, place = operation.map, self.places[operation.source]
+        for tile in range(-(-of.channels // self.lanes)):
+            channels = min(self.lanes, of.channels - tile * self.lanes)
+            part = Map(upsample=of.upsample, height=of.height, width=of.width, channels=channels)
+            part.check(self.config.fir)
+            source, result = (
+                Rectangle(y=0, x=0, step=1, n_rows=rows, n_columns=columns, first_tile=tile, n_tiles=1)
+                for rows, columns in ((of.height, of.width), of.out_size)
+            )
+            self._command(Kind.MAP, upsample=of.upsample, height=of.height, width=of.width, channels=channels)
+            self._read(Kind.INPUT, place.walk(source), tag=1)
+            self._job(operation, result)
+
+    def _job(self, operation: Operation, of: Rectangle) -> None:
+        """The epilogue of a rectangle of sums, with what it reads and writes; the first one of an operation
+        loads the table."""
+        epilogue = operation.epilogue
+        job = epilogue.job()
+        readers = [*job.readers, Reader()][:MAX_READERS]
+        self._command(
+            Kind.EPILOGUE,
+            filter=isinstance(operation, Fir),
+            first_tile=of.first_tile,
+            tile_beats=of.tile_beats,
+            job={
+                "n_beats": of.n_tiles * of.tile_beats,
+                "n_tables": self.n_tables,
+                "shift": job.shift,
+                "side": job.side,
+                "side_shift": job.side_shift,
+                "activation": job.activation,
+                "limit": job.limit,
+                "two": len(job.readers) == 2,
+                "readers": [{"shift": one.shift, "wide": one.wide} for one in readers],
+            },
+        )
+        if self.noise is not None:
+            self._read(Kind.SIDE, _noise_walk(self.noise, operation.out_shape[1], of), tag=1)
+        elif epilogue.residual is not None:
+            self._read(Kind.SIDE, self.places[epilogue.residual].walk(of), tag=1)
+        for number, output in enumerate(epilogue.outputs):
+            place = self.places[output.name]
+            placing = {"format": place.format, "plane_stride": place.plane_bytes}
+            self._command(Kind.OUTPUT, reader=number, job={"extra": placing, "walk": place.walk(of).fields})
+        self.written.append(Written(operation=operation, rectangle=of))
+        self.n_tables = 0
+
+
+def _line(address: int, n: int, n_bytes: int) -> Walk:
+    """Elements one behind the other."""
+    return Walk(base=address, n_columns=n, column_stride=n_bytes, n_bytes=n_bytes)
+
+
+def _noise_walk(address: int, width: int, of: Rectangle) -> Walk:
+    """A number for each pixel, the same for all tiles."""
+    return Walk(
+        base=address + 2 * (of.y * width + of.x),
+        n_tiles=of.n_tiles,
+        n_rows=of.n_rows,
+        row_stride=2 * of.step * width,
+        n_columns=of.n_columns,
+        column_stride=2 * of.step,
+        n_bytes=2,
+    )
+
+
+def _rectangle(work: Work, lanes: int) -> Rectangle:
+    """Where a work's sums belong."""
+    d = work.descriptor
+    return Rectangle(
+        y=d.y,
+        x=d.x,
+        step=d.step,
+        n_rows=d.out_height,
+        n_columns=d.out_width,
+        first_tile=d.channel // lanes,
+        n_tiles=-(-d.n_out // lanes),
+    )
+
+
+def _descriptor_fields(work: Work, config: ConvolutionConfig) -> dict:
+    """As :func:`hw.systolic.tiles.descriptor_layout` has them."""
+    fields: dict = asdict(work.descriptor)
+    for name in ("stride", "step"):
+        fields[name] -= 1
+    for name in ("address", "row_quads", "pixel_quads"):
+        word, bank = divmod(fields[name], config.array.n_banks)
+        fields[name] = {"bank": bank, "word": word}
+    return fields

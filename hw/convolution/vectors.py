@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Stimulus and expectations for the convolution core."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from hw.harness.job import Beats, Case, pack_fields
+from hw.harness.memory import Memory
+
+from .config import ADDRESS_BITS, COMMAND_COUNT_BITS, ConvolutionConfig
+from .golden import run
+from .operations import Fir, Operation
+from .program import Program, Written, lowered
+from .rtl import READ_PORTS
+from .runs import Run, runs
+from .traffic import Piece, pieces, writes
+
+LATENCY_CYCLES = 12
+"""Of the memory in which a case runs."""
+
+
+def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
+    """Single pixels, channels around a tile, planes and groups, bands and rectangles, filters, a block of the
+    generator; then random operations."""
+    return [case_of(one, config) for one in runs(config, seed=seed, n_random=n_random)]
+
+
+def case_of(run_: Run, config: ConvolutionConfig, *, jitter_cycles: int = 0) -> Case:
+    """A memory image in, every write in order: golden's numbers at the addresses of the lowering."""
+    program = lowered(run_.operations, run_.maps, config)
+    given = {name: torch.from_numpy(values) for name, values in run_.maps.items()}
+    golden = {name: values.numpy() for name, values in run(run_.operations, given).items()}
+    written = write_beats(program, golden, config)
+    n_words = -(-len(program.memory) // config.bus_bytes)
+    memory = np.zeros(n_words * config.bus_bytes, np.uint8)
+    memory[: len(program.memory)] = program.memory
+    words = memory.view("<u4").reshape(n_words, -1).astype(np.uint32)
+    ports = {f"o_request_{port}": f"i_response_{port}" for port in READ_PORTS} | {"o_write": "i_written"}
+    return Case(
+        name=run_.name,
+        inputs={
+            "i_start": pack_fields(
+                [
+                    (np.array([program.base]), ADDRESS_BITS),
+                    (np.array([program.n_commands]), COMMAND_COUNT_BITS),
+                ]
+            )
+        },
+        expected={"o_write": written, "o_done": np.zeros((1, 1), np.uint32)},
+        max_cycles=_budget(program, config),
+        memories={
+            request: Memory(
+                response=response,
+                words=words,
+                address_bits=config.bus_address_bits,
+                latency_cycles=LATENCY_CYCLES,
+                jitter_cycles=jitter_cycles,
+                writes=request == "o_write",
+            )
+            for request, response in ports.items()
+        },
+    )
+
+
+def _budget(program: Program, config: ConvolutionConfig) -> int:
+    """Cycles that are more than enough: no unit needs more than a few for a byte or a sum."""
+    n_sums = sum(
+        w.rectangle.n_tiles * w.rectangle.tile_beats * _passes(w.operation, config) for w in program.written
+    )
+    return 2000 + 4 * len(program.memory) + 8 * n_sums + 200 * program.n_commands
+
+
+def _passes(operation: Operation, config: ConvolutionConfig) -> int:
+    if isinstance(operation, Fir):
+        return 2
+    layer = operation.layer
+    return 1 + layer.n_planes * layer.kernel**2 * -(-layer.n_in // (config.array.rows // 2))
+
+
+def write_beats(program: Program, maps: Mapping[str, np.ndarray], config: ConvolutionConfig) -> Beats:
+    """Beats of ``o_write``, in order, of the maps' values."""
+    parts = (part for one in program.written for part in _parts(one, program, maps, config.array.columns))
+    address, content, strobes = zip(*writes(parts, config.bus_bytes), strict=True)
+    data = np.frombuffer(b"".join(content), np.uint8).reshape(len(content), config.bus_bytes)
+    bits = np.array([[strobe >> n & 1 for n in range(config.bus_bytes)] for strobe in strobes])
+    return pack_fields([(np.array(address), config.bus_address_bits), (data, 8), (bits, 1)])
+
+
+def _parts(
+    written: Written, program: Program, maps: Mapping[str, np.ndarray], lanes: int
+) -> Iterator[tuple[int, Piece]]:
+    """What the epilogue's beats of a job write: each reader's element in turn."""
+    of = written.rectangle
+    by_reader = []
+    for output in written.operation.epilogue.outputs:
+        place, values = program.places[output.name], maps[output.name]
+        padded = np.zeros((*values.shape[:2], (of.first_tile + of.n_tiles) * lanes), np.int64)
+        padded[..., : values.shape[2]] = values[..., : padded.shape[2]]
+        cut = padded[of.y :: of.step, of.x :: of.step][: of.n_rows, : of.n_columns, of.first_tile * lanes :]
+        elements = cut.reshape(of.n_rows, of.n_columns, of.n_tiles, lanes).transpose(2, 0, 1, 3)
+        walk = place.walk(of)
+        by_reader.append(pieces(walk, elements.reshape(-1, lanes), place.format, place.plane_bytes))
+    for together in zip(*by_reader, strict=True):
+        for reader, made in enumerate(together):
+            for piece in made:
+                yield reader, piece

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""Convolution core: operations lowered and run in RTL against their golden model; mutants."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hw.config import PRESETS
+from hw.convolution import maps, program, rtl, vectors
+from hw.convolution.config import ConvolutionConfig, convolution_config
+from hw.convolution.golden import run
+from hw.convolution.operations import MapShape
+from hw.convolution.program import lowered
+from hw.convolution.rtl import Convolution
+from hw.convolution.runs import Run, around_a_tile, block, conv, filters, fir, runs, single_pixels
+from hw.convolution.vectors import case_of
+from hw.epilogue.config import EpilogueConfig
+from hw.fir.config import FirConfig, Map
+from hw.harness import verilated
+from hw.harness.amaranth_sim import run_cases
+from hw.harness.job import judge
+from hw.registry import BLOCKS
+from hw.systolic.config import SystolicConfig
+from hw.systolic.layer import Layer
+from tests.hw.mutants import mutated
+
+
+def small(*, rows=8, columns=4, n_words=64, **changes):
+    """A core that Amaranth's simulator runs in seconds."""
+    array = SystolicConfig(
+        rows=rows, columns=columns, n_words=n_words, n_accumulators=16, max_channels=16, max_size=32
+    )
+    fir_ = FirConfig(
+        lanes=columns, element_bits=16, out_bits=18, row_beats=32, max_channels=columns, max_size=33
+    )
+    return ConvolutionConfig(
+        array=array,
+        fir=fir_,
+        epilogue=EpilogueConfig(lanes=columns, max_tiles=4),
+        **{"bus_bytes": 8, "read_words": 16, **changes},
+    )
+
+
+SMALL = small()
+CONFIGS = [SMALL, small(rows=16, columns=8, bus_bytes=32, read_words=4, max_writes=2)]
+
+
+def problems(component, cases):
+    return [problem for case, log in run_cases(component, cases) for problem in judge(case, log).problems]
+
+
+def after(one, config):
+    """Memory after a run, as golden's writes leave it."""
+    case = case_of(one, config)
+    image = case.memories["o_write"].words.astype("<u4").view(np.uint8).copy()
+    bus = config.bus_bytes
+    for beat in case.expected["o_write"]:
+        bits = int.from_bytes(beat.astype("<u4").tobytes(), "little")
+        word, bits = bits & ((1 << config.bus_address_bits) - 1), bits >> config.bus_address_bits
+        for place in range(bus):
+            if bits >> (8 * bus + place) & 1:
+                image[word, place] = bits >> 8 * place & 0xFF
+    return image.reshape(-1)
+
+
+def misread(one, config):
+    """Maps that memory does not hold after a run."""
+    memory = after(one, config)
+    given = {name: torch.from_numpy(values) for name, values in one.maps.items()}
+    places = lowered(one.operations, one.maps, config).places
+    golden = run(one.operations, given)
+    return [name for name, v in golden.items() if not np.array_equal(places[name].read(memory), v.numpy())]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["8x4", "16x8"])
+def test_golden_maps_can_be_read_back_where_they_are_written(config):
+    assert [misread(one, config) for one in runs(config, seed=3, n_random=4)] == 10 * [[]]
+
+
+def test_rtl_writes_what_golden_says():
+    made = [case_of(one, SMALL) for one in runs(SMALL, seed=1, n_random=2)]
+    assert problems(Convolution(SMALL), made) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["8x4", "16x8"])
+def test_rtl_writes_the_same_under_stalls(config):
+    """Of every port, and of a memory whose ports overtake each other."""
+    rng = np.random.default_rng(2)
+    made = [
+        case_of(make(config, rng), config, jitter_cycles=9)
+        for make in (single_pixels, around_a_tile, filters)
+    ]
+    assert problems(Convolution(config), [case.stalled(0.3, seed=3) for case in made]) == []
+
+
+def test_the_verilog_of_the_smallest_chip_runs_levels_of_the_generator_at_three_ratios():
+    """From 8 to 16 pixels, 64 channels at most; then every corner, at full rate and under stalls."""
+    config, rng = convolution_config(PRESETS["tiny"]), np.random.default_rng(1)
+    todo = [case_of(block(rng, n_in=n, n_up=n, n_out=n, size=8), config) for n in (64, 32, 16)]
+    corners = [case_of(one, config) for one in runs(config, seed=4, n_random=6)]
+    todo += [*corners, *(case.stalled(0.4, seed=5) for case in corners)]
+    logs = verilated.run_cases(BLOCKS["convolution"], config, todo)
+    for case, log in zip(todo, logs, strict=True):
+        verdict = judge(case, log)
+        assert verdict.problems == () and verdict.n_beats > 0
+
+
+# --- mutants --------------------------------------------------------------------------------------------
+
+MUTANTS = [
+    ("entry stays from tile to tile", "feed", "eq(of.first_tile + 1)", "eq(of.first_tile)"),
+    ("tile ends early", "feed", "tile_beat == of.tile_beats - 1", "tile_beat == of.tile_beats - 2"),
+    ("beats of the tile before", "feed", "[tile_beat.eq(0), of.first_tile", "[of.first_tile"),
+    ("filter without sign", "feed", "f, a)", "f.as_unsigned(), a)"),
+    ("always the array", "feed", "Mux(of.filter, filtered.valid, array.valid)", "array.valid"),
+    ("all elements for the first unit", "rtl", "source.payload.tag == tag", "tag == 0"),
+    ("all for reader 0", "rtl", "reader.eq(epilogue.o.payload.reader)", "reader.eq(0)"),
+    ("records side by side", "rtl", "walk.column_stride.eq(RECORD_BYTES)", "walk.column_stride.eq(0)"),
+    ("nobody waits for what is written", "program", "            self._command(Kind.FENCE)\n", ""),
+    ("every job loads the table", "program", "        self.n_tables = 0\n", ""),
+    ("noise by tile", "program", "n_tiles=of.n_tiles,\n        n_rows=of.n_rows,\n        row_stride=2",
+     "n_tiles=of.n_tiles,\n        tile_stride=2,\n        n_rows=of.n_rows,\n        row_stride=2"),
+    ("phases side by side", "program", "row_stride=2 * of.step * width", "row_stride=2 * width"),
+    ("low plane is the high one", "program", "tile_stride=place.plane_bytes", "tile_stride=0"),
+    ("halves of a pixel", "maps", "n_bytes = last_bytes = self.pixel_bytes", "n_bytes = last_bytes = 4"),
+    ("last tile writes beyond its pixel", "maps",
+     "min(self.lanes, self.pixel_bytes - last_tile * self.lanes)", "self.lanes"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_case():
+    """Two planes, three tiles, both readers, both sources, four phases; allowed few cycles more."""
+    one = mixture(np.random.default_rng(6))
+    case = case_of(one, SMALL)
+    ((_, log),) = run_cases(Convolution(SMALL), [case])
+    assert judge(case, log).problems == ()
+    return replace(case, max_cycles=log.n_cycles + 20)
+
+
+def mixture(rng):
+    size = {"height": 3, "width": 4}
+    wide = Layer(**size, n_in=3, n_out=9, kernel=1, wide=True)
+    grown = Layer(**size, n_in=6, n_out=6, stride=2, transposed=True, n_stored=9)
+    blur = Map(upsample=False, **size, channels=9)
+    return Run(
+        name="mixture",
+        operations=[
+            conv("wide", wide, "x", rng, {"a": 8, "b": 16}, noise=True),
+            conv("grown", grown, "a", rng, {"d": 8}, noise=True),
+            fir("blur", blur, "b", rng, {"e": 8, "f": 16}),
+        ],
+        maps={"x": rng.integers(-(1 << 15), 1 << 15, (3, 4, 3))},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "module", "old", "new"), MUTANTS, ids=[m[0] for m in MUTANTS])
+def test_mutant_is_caught(name, module, old, new, monkeypatch, small_case):
+    mutant = mutated(f"hw.convolution.{module}", old, new)
+    case = small_case
+    made = mutant if module == "rtl" else rtl
+    if module == "maps":
+        monkeypatch.setattr(program, "for_array", mutant.for_array)
+        monkeypatch.setattr(program, "planar", mutant.planar)
+        config = CONFIGS[1]
+        assert misread(around_a_tile(config, np.random.default_rng(6)), config), name
+        return
+    if module == "feed":
+        monkeypatch.setattr(rtl, "Feed", mutant.Feed)
+    elif module == "program":
+        monkeypatch.setattr(vectors, "lowered", mutant.lowered)
+        case = replace(case_of(mixture(np.random.default_rng(6)), SMALL), max_cycles=small_case.max_cycles)
+    assert problems(made.Convolution(SMALL), [case]), name
+
+
+# --- what the core does not take ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bus_bytes": 12}, "bus_bytes must be 4, 8, 16, 32 or 64, not 12"),
+        ({"read_words": 1}, r"read_words must be in 2\.\.1024, not 1"),
+        ({"max_writes": 0}, r"max_writes must be in 1\.\.1023, not 0"),
+        ({"queued_commands": 17}, r"queued_commands must be in 2\.\.16, not 17"),
+        ({"columns": 6}, "rows and columns must be multiples of 4, not 8 and 6"),
+        ({"epilogue": EpilogueConfig(lanes=8)}, "lanes must be the array's 4 columns, not 4 and 8"),
+        ({"fir": FirConfig(lanes=4, element_bits=32, out_bits=32)}, "fir.element_bits must be 16, not 32"),
+    ],
+)
+def test_rejects_bad_config(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(small(columns=changes.pop("columns")) if "columns" in changes else SMALL, **changes)
+
+
+def test_rejects_what_it_cannot_run():
+    rng = np.random.default_rng(1)
+    x = {"x": rng.integers(-128, 128, (2, 2, 8))}
+    grouped = Layer(height=2, width=2, n_in=8, n_out=4, kernel=1, groups=2)
+    with pytest.raises(ValueError, match="c: outputs of each group must be a multiple of 4, not 2"):
+        lowered([conv("c", grouped, "x", rng, {"a": 8})], x, SMALL)
+    many = Layer(height=2, width=2, n_in=8, n_out=20, kernel=1)
+    with pytest.raises(ValueError, match="n_tables must be at most 4, not 5"):
+        lowered([conv("c", many, "x", rng, {"a": 8})], x, SMALL)
+    wide = Map(upsample=True, height=1, width=33, channels=1)
+    with pytest.raises(ValueError, match="a row must be at most 32 beats, not 33"):
+        lowered([fir("f", wide, "y", rng, {"a": 8})], {"y": np.zeros((1, 33, 1), np.int64)}, SMALL)
+    places = MapShape(height=2, width=2, channels=6, bits=8)
+    with pytest.raises(ValueError, match="channels of each group must be a multiple of 4"):
+        maps.for_array(0, places, [replace(grouped, n_in=6, n_out=8)], SMALL)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_built(name):
+    config = convolution_config(PRESETS[name])
+    assert config.bus_bytes == PRESETS[name].dram_bytes_per_cycle
+    assert config.wide_bytes == 2 * config.array.columns
