@@ -28,20 +28,20 @@ class ConvolutionConfig:
     bus_bytes: int = 8
     """Of a word of memory: 4, 8, 16, 32 or 64."""
     read_words: int = 32
-    """Words that each read port may have asked for and not yet used; 2..1,024."""
+    """Words that each read port may have asked for and not yet used; 3..1,024."""
     max_writes: int = 63
     """Writes that may wait for their acknowledgement; 1..1,023."""
-    queued_commands: int = 2
-    """Commands that may wait for each unit; 2..16."""
+    queued_commands: int = 3
+    """Commands that may wait for each unit; 3..16."""
 
     def __post_init__(self) -> None:
         lanes = self.array.columns
         if self.bus_bytes not in (4, 8, 16, 32, 64):
             raise ValueError(f"bus_bytes must be 4, 8, 16, 32 or 64, not {self.bus_bytes}")
         for name, low, high in (
-            ("read_words", 2, 1024),
+            ("read_words", 3, 1024),
             ("max_writes", 1, 1023),
-            ("queued_commands", 2, 16),
+            ("queued_commands", 3, 16),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")

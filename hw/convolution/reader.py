@@ -59,7 +59,7 @@ class Reader(wiring.Component):
         step = Signal(self._step_layout())
         width = step.shape().size
         m.submodules.steps = steps = Fifo(FifoConfig(width_bits=width, depth=self.depth))
-        m.submodules.words = words = Fifo(FifoConfig(width_bits=8 * self.bus_bytes, depth=self.depth))
+        m.submodules.answers = words = Fifo(FifoConfig(width_bits=8 * self.bus_bytes, depth=self.depth))
         wiring.connect(m, wiring.flipped(self.i), walker.i)
         wiring.connect(m, wiring.flipped(self.i_response), words.i)
         self._ask(m, walker.o, step, steps.i)

@@ -182,9 +182,9 @@ def test_mutant_is_caught(name, module, old, new, monkeypatch, small_case):
     ("changes", "message"),
     [
         ({"bus_bytes": 12}, "bus_bytes must be 4, 8, 16, 32 or 64, not 12"),
-        ({"read_words": 1}, r"read_words must be in 2\.\.1024, not 1"),
+        ({"read_words": 1}, r"read_words must be in 3\.\.1024, not 1"),
         ({"max_writes": 0}, r"max_writes must be in 1\.\.1023, not 0"),
-        ({"queued_commands": 17}, r"queued_commands must be in 2\.\.16, not 17"),
+        ({"queued_commands": 17}, r"queued_commands must be in 3\.\.16, not 17"),
         ({"columns": 6}, "rows and columns must be multiples of 4, not 8 and 6"),
         ({"epilogue": EpilogueConfig(lanes=8)}, "lanes must be the array's 4 columns, not 4 and 8"),
         ({"fir": FirConfig(lanes=4, element_bits=32, out_bits=32)}, "fir.element_bits must be 16, not 32"),

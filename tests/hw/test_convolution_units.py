@@ -110,7 +110,7 @@ def read_problems(component, bus, max_bytes, unit, *, depth, seed):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("depth", [2, 16])
+@pytest.mark.parametrize("depth", [3, 16])
 def test_reader_brings_every_element_and_asks_once(shape, depth):
     bus, max_bytes, unit = shape
     component = reader.Reader(bus_bytes=bus, max_bytes=max_bytes, unit_bytes=unit, depth=depth)
@@ -293,7 +293,7 @@ def test_mutant_is_caught(name, module, old, new, monkeypatch):
     if module in ("walk", "reader"):
         made = mutant if module == "reader" else reader
         shape = 8, 16, 4
-        parts = (made.Reader(bus_bytes=8, max_bytes=16, unit_bytes=4, depth=depth) for depth in (16, 2))
+        parts = (made.Reader(bus_bytes=8, max_bytes=16, unit_bytes=4, depth=depth) for depth in (16, 3))
         found = (read_problems(part, *shape, depth=part.depth, seed=1) for part in parts)
     else:
         parts = (mutant.Writer(columns=4, bus_bytes=8, max_writes=n) for n in (63, 1))
