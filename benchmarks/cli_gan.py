@@ -135,6 +135,10 @@ def image(
     ] = False,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
     changes: Changes = None,
+    rtl: Annotated[
+        bool,
+        typer.Option("--rtl", help="Run each image in simulated Verilog as well: minutes to build, once."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder of pictures and numbers.")] = Path("results/image"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
@@ -144,12 +148,15 @@ def image(
         from hw.config import chip_of
 
         task = prepare_image(
-            checkpoint, ratio, resolution, seed, count, wide, chip_of(preset, changes or ()), out
+            checkpoint, ratio, resolution, seed, count, wide, chip_of(preset, changes or ()), out, rtl=rtl
         )
     if every:
         print_quality(quality_rows(task.generator, seed, count), as_json=as_json)
-    else:
-        print_image(task(), as_json=as_json)
+        return
+    found = task()
+    print_image(found, as_json=as_json)
+    if any(run["mismatches"] for run in found.get("rtl", ())):
+        raise typer.Exit(1)
 
 
 @gan_app.command()

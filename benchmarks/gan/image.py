@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,43 @@ def integers(quantised: QuantisedGenerator, styles: Tensor, sub: SubGenerator) -
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One image by the simulated Verilog."""
+
+    cycles: int
+    """From the start to the last acknowledged write."""
+    n_writes: int
+    """Words written and compared."""
+    mismatches: tuple[str, ...]
+    """With golden, the first of each kind."""
+
+
+def measured(made: Integers, chip: ChipConfig) -> Measured:
+    """Runs the image's commands in Verilator, every write compared with golden's, in the chip's memory."""
+    from hw.convolution.config import convolution_config
+    from hw.convolution.runs import Run
+    from hw.convolution.vectors import case_of
+    from hw.harness import verilated
+    from hw.harness.job import judge
+    from hw.registry import BLOCKS
+
+    config, constant = convolution_config(chip), constant_name(made.record)
+    run = Run(name="image", operations=made.operations, maps={constant: made.record.constant})
+    case = case_of(run, config)
+    memories = {
+        port: replace(memory, latency_cycles=chip.dram_latency_cycles)
+        for port, memory in case.memories.items()
+    }
+    case = replace(case, memories=memories)
+    (log,) = verilated.run_cases(BLOCKS["convolution"], config, [case])
+    return Measured(
+        cycles=int(log.since_first_input("o_done")[-1]),
+        n_writes=len(case.expected["o_write"]),
+        mismatches=judge(case, log).problems,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTask:
     """Everything the user gave, checked."""
 
@@ -78,6 +115,7 @@ class ImageTask:
     n_images: int
     wide: str
     chip: ChipConfig
+    rtl: bool
     folder: Path
 
     def __call__(self) -> dict[str, Any]:
@@ -107,6 +145,8 @@ class ImageTask:
             "layers": layers,
             "origin": "image: golden model of the core; cycles, traffic and energy: estimated in closed form",
         }
+        if self.rtl:
+            found["rtl"] = [asdict(measured(one, self.chip)) for one in made]
         self._write(found, exact, images)
         return found
 
@@ -131,7 +171,7 @@ class ImageTask:
 
 def prepare_image(
     checkpoint: Path, ratio: float, resolution: int | None, seed: int, n_images: int, wide: str,
-    chip: ChipConfig, folder: Path,
+    chip: ChipConfig, folder: Path, *, rtl: bool = False,
 ) -> ImageTask:  # fmt: skip
     """ValueError or OSError, one line, where something does not fit."""
     if n_images < 1:
@@ -140,7 +180,7 @@ def prepare_image(
     generator = load_generator(run_folder(checkpoint))
     task = ImageTask(
         generator=generator, name=str(checkpoint), sub=generator.config.uniform(ratio, resolution), seed=seed,
-        n_images=n_images, wide=wide, chip=chip, folder=folder,
+        n_images=n_images, wide=wide, chip=chip, rtl=rtl, folder=folder,
     )  # fmt: skip
     for operation in tasks(generator.config, task.sub, wide=wide):
         estimate(operation, core_of(chip))  # rejects a layer that the array cannot take
@@ -298,6 +338,9 @@ def print_image(found: dict[str, Any], *, as_json: bool) -> None:
         f"{100 * cost['busy']:.0f} % busy, {cost['memory_bytes'] / 1e6:.3g} MB, {cost['energy_uj']:.3g} uJ "
         "(estimated)"
     )
+    for number, run in enumerate(found.get("rtl", ())):
+        agrees = run["mismatches"] or f"equal golden, {run['n_writes']:,} words written"
+        print(f"image {number} in simulated Verilog: {run['cycles']:,} cycles (measured), {agrees}")
     print(found["picture"])
 
 

@@ -99,3 +99,21 @@ def test_bad_input(random_run, tmp_path, arguments, message):
 def test_no_run_there(tmp_path):
     result = run(tmp_path)
     assert result.exit_code == 2 and "holds no finished training run" in result.stderr
+
+
+def test_the_image_in_verilog(random_run, tmp_path):
+    """Bit for bit; the estimate is near."""
+    result = run(random_run, "--ratio", 0.5, "--count", 1, "--rtl", "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    (measured,) = found["rtl"]
+    assert measured["mismatches"] == [] and measured["n_writes"] > 1000
+    assert measured["cycles"] == pytest.approx(found["estimated"]["cycles"], rel=0.1)
+
+
+def test_a_mismatch_is_an_error(random_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        image, "measured", lambda made, chip: image.Measured(cycles=1, n_writes=2, mismatches=("x",))
+    )
+    result = run(random_run, "--count", 1, "--rtl", "--out", tmp_path)
+    assert result.exit_code == 1 and "1 cycles (measured), ('x',)" in result.stdout
