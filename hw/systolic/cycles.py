@@ -7,6 +7,7 @@ Imports numpy at most.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -32,6 +33,7 @@ def work_cycles(work: Work, config: SystolicConfig, following: Work | None = Non
     return int(np.maximum(passes, [*tile_rows(work, config)[1:], after_last]).sum())
 
 
+@cache
 def layer_cycles(layer: Layer, config: SystolicConfig) -> int:
     """First vector of a layer to the next layer's, whose weights are there; loads hide behind computing."""
     works = [work for band in bands_of(layer, config) for work in band.works]

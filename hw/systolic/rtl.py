@@ -244,6 +244,18 @@ class _Issue:
             self.place.count.eq(of.n_out),
             self.place.last.eq(of.ends & last_plane & ends),
         ]
+
+        def start_pass(descriptor: data.View, first: data.View) -> None:
+            m.d.sync += [
+                self.pixel.eq(0),
+                row.eq(0),
+                column.eq(0),
+                y.eq(descriptor.origin_y),
+                x.eq(descriptor.origin_x),
+                of_row.eq(first),
+                address.eq(first),
+            ]
+
         right = self._steps(address, geometry.pixel_quads, "right")
         down = self._steps(of_row, geometry.row_quads, "down")
         m.d.sync += resting.eq(Mux(resting == 0, 0, resting - 1))
@@ -267,30 +279,18 @@ class _Issue:
                 short = MIN_PASS_CYCLES - 1
                 m.d.sync += [
                     active.eq(~last_plane),
+                    plane.eq(1),
                     resting.eq(Mux(self.pixel < short, short - self.pixel, 0)),
                 ]
-        start = Signal(descriptor_layout(config))
-        low_word = Signal(config.word_bits)
-        m.d.comb += [
-            start.eq(Mux(last_plane | ~active, tiles.descriptor, geometry)),
-            low_word.eq(start.address.word + start.plane_words),
-        ]
+                low_plane = Signal(quad_layout(config))
+                m.d.comb += [
+                    low_plane.bank.eq(geometry.address.bank),
+                    low_plane.word.eq(geometry.address.word + geometry.plane_words),
+                ]
+                start_pass(geometry, low_plane)
         with m.If(tiles.o.valid & tiles.o.ready):
             m.d.sync += [of.eq(tiles.o.payload), geometry.eq(tiles.descriptor), active.eq(1), plane.eq(0)]
-        with m.Elif(self.issue & ends):
-            m.d.sync += plane.eq(1)
-        with m.If((tiles.o.valid & tiles.o.ready) | (self.issue & ends)):
-            m.d.sync += [
-                self.pixel.eq(0),
-                row.eq(0),
-                column.eq(0),
-                y.eq(start.origin_y),
-                x.eq(start.origin_x),
-                of_row.eq(start.address),
-                address.eq(start.address),
-            ]
-            with m.If(active & ~last_plane):
-                m.d.sync += [of_row.word.eq(low_word), address.word.eq(low_word)]
+            start_pass(tiles.descriptor, tiles.descriptor.address)
 
     def _read(self, activations: ActivationBuffer, n_written: Value) -> tuple[list[Value], Value]:
         """Asks the banks for the quads of the lanes; returns channels of each lane, and whether they came."""
