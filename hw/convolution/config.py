@@ -12,8 +12,6 @@ ADDRESS_BITS = 32
 COMMAND_COUNT_BITS = 24
 RECORD_BYTES = 64
 """Of one command in memory."""
-MAX_ELEMENT_BYTES = 128
-"""Of one element that a reader delivers, or the writer takes: 64 lanes of 16 bits."""
 ALIGN_BYTES = 64
 """Every list and map in memory begins at a multiple of this."""
 
@@ -27,8 +25,9 @@ class ConvolutionConfig:
     epilogue: EpilogueConfig = field(default_factory=EpilogueConfig)
     bus_bytes: int = 8
     """Of a word of memory: 4, 8, 16, 32 or 64."""
-    read_words: int = 32
-    """Words that each read port may have asked for and not yet used; 3..1,024."""
+    read_words: int = 64
+    """Words that each read port may have asked for and not yet used; 3..1,024. For a word a cycle, as many as
+    the cycles of a read and five more."""
     max_writes: int = 63
     """Writes that may wait for their acknowledgement; 1..1,023."""
     queued_commands: int = 3
