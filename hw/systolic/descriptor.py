@@ -2,7 +2,8 @@
 """The descriptors that compute a layer, and what they meet: bands of words, rows of weights."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from .layer import Layer, Phase, phases
 from .layout import ALIGN_BYTES, InputLayout, input_layout, tile_ends
 
 __all__ = [
-    "Band", "Descriptor", "Layer", "Work", "band_words", "bands_of", "tile_quads", "tile_rows", "weight_rows",
+    "Band", "Descriptor", "Layer", "Work", "band_words", "bands_of", "payload", "tile_quads", "tile_rows",
+    "weight_rows",
 ]  # fmt: skip
 
 
@@ -56,6 +58,20 @@ class Descriptor:
     def n_pixels(self) -> int:
         """Output pixels of one pass."""
         return self.out_height * self.out_width
+
+
+def payload(descriptor: Descriptor, config: SystolicConfig) -> dict[str, Any]:
+    """The fields as :func:`hw.systolic.tiles.descriptor_layout` has them.
+
+    Stride and step count from 0, numbers of quads are a bank and a word.
+    """
+    fields: dict[str, Any] = asdict(descriptor)
+    for name in ("stride", "step"):
+        fields[name] -= 1
+    for name in ("address", "row_quads", "pixel_quads"):
+        word, bank = divmod(fields[name], config.n_banks)
+        fields[name] = {"bank": bank, "word": word}
+    return fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

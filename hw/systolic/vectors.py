@@ -2,20 +2,22 @@
 """Stimulus and expectations for the systolic array, the same for every simulator."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from amaranth import Const
 
 from hw.harness.job import Beats, Case, pack_fields
 from hw.kv_buffer.cycles import Load
 
 from .config import ACCUMULATOR_BITS, OPERAND_BITS, SystolicConfig
 from .cycles import replay
-from .descriptor import Band, Descriptor, Work, band_words, bands_of, weight_rows
+from .descriptor import Band, Descriptor, Work, band_words, bands_of, payload, weight_rows
 from .golden import convolution
 from .layer import KERNELS, Layer
 from .layout import image_bytes, input_layout
+from .tiles import descriptor_layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,23 +187,12 @@ def _words(band: Band, task: Task, config: SystolicConfig, rng: np.random.Genera
 
 def descriptor_beats(descriptors: Sequence[Descriptor], config: SystolicConfig) -> Beats:
     """Beats of ``i_descriptor``."""
-    words, size, channel = config.word_bits, config.size_bits, config.channel_bits
-    quads = words + config.bank_bits
-    bits = {
-        "half": 1, "release": config.count_bits, "address": quads, "row_quads": quads, "pixel_quads": quads,
-        "plane_words": words, "wide": 1, "in_height": size, "in_width": size, "origin_y": size + 1,
-        "origin_x": size + 1, "stride": 1, "kernel_height": 3, "kernel_width": 3, "n_in": channel,
-        "n_out": channel, "out_height": size, "out_width": size, "y": size, "x": size, "step": 1,
-        "channel": channel + 1,
-    }  # fmt: skip
-    assert list(bits) == [field.name for field in fields(Descriptor)]
-    values = np.array([astuple(d) for d in descriptors], dtype=np.int64)
-    by_name = dict(zip(bits, values.T, strict=True))
-    by_name["stride"], by_name["step"] = by_name["stride"] - 1, by_name["step"] - 1
-    for name in ("address", "row_quads", "pixel_quads"):
-        word, bank = np.divmod(by_name[name], config.n_banks)
-        by_name[name] = word << config.bank_bits | bank
-    return pack_fields([(by_name[name] & ((1 << n) - 1), n) for name, n in bits.items()])
+    layout = descriptor_layout(config)
+    n_bytes = 4 * -(-layout.size // 32)
+    beats = [Const.cast(layout.const(payload(d, config))).value for d in descriptors]
+    return np.array(
+        [np.frombuffer(beat.to_bytes(n_bytes, "little"), dtype="<u4") for beat in beats], dtype=np.uint32
+    )
 
 
 def _weight_beats(work: Work, task: Task, config: SystolicConfig, rng: np.random.Generator) -> Beats:
