@@ -23,6 +23,7 @@ from hw.select.config import LocalValueConfig, RadixConfig, Semantics
 from hw.softmax.config import SoftmaxConfig
 from hw.stream.config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig, WidthChangeConfig
 from hw.system.config import system_config
+from hw.system.convolution.config import convolution_system_config
 from hw.systolic.config import systolic_config
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 
@@ -314,7 +315,15 @@ TOPS: dict[str, Block] = {
         component_name="System",
         config=system_config,
         has_streams=False,
-    )
+    ),
+    "convolution_system": Block(
+        name="convolution_system",
+        summary="the convolution core behind AXI: registers, memory masters, lists of commands",
+        package="hw.system.convolution",
+        component_name="ConvolutionSystem",
+        config=convolution_system_config,
+        has_streams=False,
+    ),
 }
 """What is emitted like a block, but has buses for ports: tested by software on its registers."""
 

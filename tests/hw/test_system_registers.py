@@ -106,7 +106,7 @@ def test_shapes_that_cannot_be_built_are_refused(changes, message):
 
 
 def test_the_system_is_named_but_has_no_vectors():
-    with pytest.raises(ValueError, match=r"block must be one of topk, .* system, not 'chip'"):
+    with pytest.raises(ValueError, match=r"block must be one of topk, .* convolution_system, not 'chip'"):
         block("chip", tops=True)
     with pytest.raises(ValueError, match="block must have streams to be given vectors, not 'system'"):
         TOPS["system"].cases(system_config(preset("tiny")), seed=1, n_random=0)

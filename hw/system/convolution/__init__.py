@@ -1,0 +1,1 @@
+"""The convolution core behind AXI: registers, memory masters, lists of commands."""
