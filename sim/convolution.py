@@ -205,9 +205,10 @@ class _Output:
         n_tiles, planar = -(-channels // lanes), planar_bytes(channels, lanes)
         self.n_pixel_tiles = height * width * n_tiles
         self.n_readers = len(task.out_bits)
-        beat_bytes = [planar if task.planar else min(lanes, channels) * bits // 8 for bits in task.out_bits]
-        self.cycles_per_beat = sum(max(1, -(-n // core.bus_bytes)) for n in beat_bytes)
-        """A write is at most a word of the bus, and a reader's turn at least a cycle."""
+        lanes_used = min(lanes, channels)
+        pieces = [[planar] if task.planar else [lanes_used] * (bits // 8) for bits in task.out_bits]
+        self.cycles_per_beat = sum(-(-n // core.bus_bytes) for piece in pieces for n in piece)
+        """A write is at most a word of the bus; planes of high and low bytes are written apart."""
         pixel_bytes = n_tiles * planar if task.planar else channels * sum(task.out_bits) // 8
         self.output_bytes = height * width * pixel_bytes
         of_side = {Side.NONE: 0, Side.NOISE: WIDE_BYTES, Side.RESIDUAL: planar}[task.side]

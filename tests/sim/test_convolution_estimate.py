@@ -52,6 +52,12 @@ def test_a_second_reader_stops_the_array_once_a_beat():
     assert estimate(two, FREE).out_beats == 2 * estimate(one, FREE).out_beats == 2 * 16 * 16 * 2
 
 
+def test_two_planes_are_written_apart():
+    """Bytes of both fit in a word of the bus, but lie in different ones."""
+    narrow, wide = (Task(name="c", of=LAYER, out_bits=(bits,)) for bits in (8, 16))
+    assert lone(wide) - lone(narrow) == 16 * 16 * 2
+
+
 @pytest.mark.parametrize(
     ("change", "limit", "cycles"),
     [
