@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from amaranth import Module, Mux, Signal, Value, ValueLike, signed
+from amaranth import Cat, Module, Mux, Signal, Value, ValueLike, signed
 
 
 def delayed(m: Module, value: Value, cycles: int, name: str, *, is_valid: bool = False) -> Value:
@@ -41,3 +41,14 @@ def tree(m: Module, terms: Sequence[Value], name: str, *, levels_per_cycle: int)
         pairs = zip(terms[::2], terms[1::2], strict=True)
         terms = [add(m, pair, f"{name}_{level}_{i}", registered=registered) for i, pair in enumerate(pairs)]
     return terms[0]
+
+
+def leap(state: Value, taps: Sequence[int], steps: int) -> Value:
+    """An LFSR after ``steps`` steps at once, all of them fresh bits; the newest bit lowest."""
+    bits = list(state)
+    for _ in range(steps):
+        feedback = bits[taps[0]]
+        for tap in taps[1:]:
+            feedback = feedback ^ bits[tap]
+        bits = [feedback, *bits[:-1]]
+    return Cat(bits)

@@ -9,6 +9,7 @@ from typing import Any
 from amaranth.lib import wiring
 
 from hw.attention.config import attention_config
+from hw.augment.config import augment_config
 from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
 from hw.convolution.config import convolution_config
@@ -275,6 +276,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.attention",
             component_name="Attention",
             config=attention_config,
+        ),
+        Block(
+            name="augment",
+            summary="DiffAugment of images, and its adjoint",
+            package="hw.augment",
+            component_name="Augment",
+            config=augment_config,
         ),
         Block(
             name="systolic",

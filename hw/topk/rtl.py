@@ -7,6 +7,8 @@ from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Signal, Valu
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.datapath import leap
+
 from .compact_list import CompactList
 from .config import LFSR_BITS, LFSR_TAPS, CompactListConfig, TopKConfig
 from .filter import Filter, Mark, popcount
@@ -234,7 +236,7 @@ class _Partition(wiring.Component):
         with m.If(self.seed != 0):
             m.d.sync += lfsr.eq(self.seed)
         with m.Elif(self.valid):
-            m.d.sync += lfsr.eq(_leap(lfsr))
+            m.d.sync += lfsr.eq(leap(lfsr, LFSR_TAPS, LFSR_BITS))
 
         held_line = Signal(len(self.line), reset_less=True)
         held_last, held_valid = Signal(), Signal()
@@ -283,17 +285,6 @@ class _Partition(wiring.Component):
             ]
             wiring.connect(m, wiring.flipped(out), side.o)
         return m
-
-
-def _leap(state: Signal) -> Value:
-    """LFSR_BITS steps of the LFSR at once: every draw is made of fresh bits."""
-    bits = [state[i] for i in range(LFSR_BITS)]
-    for _ in range(LFSR_BITS):
-        feedback = bits[LFSR_TAPS[0]]
-        for tap in LFSR_TAPS[1:]:
-            feedback = feedback ^ bits[tap]
-        bits = [feedback, *bits[:-1]]
-    return Cat(bits)
 
 
 def _smear(value: Value) -> Value:
