@@ -17,9 +17,6 @@ from .rtl import READ_PORTS
 from .runs import Run, runs
 from .traffic import Piece, pieces, writes
 
-LATENCY_CYCLES = 12
-"""Of the memory in which a case runs."""
-
 
 def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
     """Single pixels, channels around a tile, planes and groups, bands and rectangles, filters, a block of the
@@ -27,7 +24,9 @@ def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
     return [case_of(one, config) for one in runs(config, seed=seed, n_random=n_random)]
 
 
-def case_of(run_: Run, config: ConvolutionConfig, *, jitter_cycles: int = 0) -> Case:
+def case_of(
+    run_: Run, config: ConvolutionConfig, *, latency_cycles: int = 12, jitter_cycles: int = 0
+) -> Case:
     """A memory image in, every write in order: golden's numbers at the addresses of the lowering."""
     program = lowered(run_.operations, run_.maps, config)
     given = {name: torch.from_numpy(values) for name, values in run_.maps.items()}
@@ -55,7 +54,7 @@ def case_of(run_: Run, config: ConvolutionConfig, *, jitter_cycles: int = 0) -> 
                 response=response,
                 words=words,
                 address_bits=config.bus_address_bits,
-                latency_cycles=LATENCY_CYCLES,
+                latency_cycles=latency_cycles,
                 jitter_cycles=jitter_cycles,
                 writes=request == "o_write",
             )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Cycles of the convolution core's Verilog beside the estimate: ``python -m benchmarks.convolution_cycles``.
+
+Levels of an Anycost generator and single operations on the core of ``tiny``, in Verilator, in a memory of the
+chip's latency that answers a word a cycle at each port. Prints a Markdown table; every write is compared with
+golden, exit code 1 on a mismatch.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from hw.config import preset
+from hw.convolution.config import convolution_config
+from hw.convolution.runs import Run, block, conv, fir
+from hw.convolution.vectors import case_of
+from hw.fir.config import Map
+from hw.harness import verilated
+from hw.harness.job import judge
+from hw.registry import BLOCKS
+from hw.systolic.layer import Layer
+from sim.convolution import core_of, estimate, tasks_of, total
+
+SEED = 1
+
+
+def levels(rng: np.random.Generator) -> Iterator[Run]:
+    """Up-convolution, blur, convolution, skip, toRGB: from 8 to 16 px at three widths, from 16 to 32 px."""
+    for size, channels in ((8, 64), (8, 32), (8, 16), (16, 32)):
+        run = block(rng, n_in=channels, n_up=channels, n_out=channels, size=size)
+        yield replace(run, name=f"level of {2 * size} px, {channels} channels")
+
+
+def single(rng: np.random.Generator) -> Iterator[Run]:
+    """Each operation by itself, at 16 px."""
+    for n in (8, 64):
+        x = {"x": rng.integers(-128, 128, (16, 16, n))}
+        small = {"x": rng.integers(-128, 128, (8, 8, n))}
+        grown = {"x": rng.integers(-(1 << 15), 1 << 15, (17, 17, n))}
+        colours = {"r": rng.integers(-(1 << 15), 1 << 15, (16, 16, 3))}
+        same = Layer(height=16, width=16, n_in=n, n_out=n, padding=1)
+        up = Layer(height=8, width=8, n_in=n, n_out=n, stride=2, transposed=True)
+        to_rgb = Layer(height=16, width=16, n_in=n, n_out=3, kernel=1)
+        blur = Map(upsample=False, height=17, width=17, channels=n)
+        for name, operation, maps in (
+            ("convolution", conv("c", same, "x", rng, {"y": 8}, noise=True), x),
+            ("convolution, two readers", conv("c", same, "x", rng, {"y": 8, "z": 8}), x),
+            ("up-convolution", conv("c", up, "x", rng, {"y": 16}), small),
+            ("blur", fir("c", blur, "x", rng, {"y": 8}, noise=True), grown),
+            ("toRGB", conv("c", to_rgb, "x", rng, {"y": 16}, residual="r"), x | colours),
+        ):
+            yield Run(name=f"{name}, {n} channels", operations=[operation], maps=maps)
+
+
+def main() -> int:
+    """Print the table; 1 where golden and Verilog differ."""
+    chip, rng = preset("tiny"), np.random.default_rng(SEED)
+    config, core = convolution_config(chip), core_of(chip)
+    core = replace(core, memory_bytes_per_cycle=5.0 * core.bus_bytes)
+    runs = [*levels(rng), *single(rng)]
+    cases = [case_of(run, config, latency_cycles=chip.dram_latency_cycles) for run in runs]
+    print("| what | writes | cycles in RTL | estimated | RTL / estimated |\n|---|---|---|---|---|")
+    failed = False
+    for run, case, log in zip(
+        runs, cases, verilated.run_cases(BLOCKS["convolution"], config, cases), strict=True
+    ):
+        verdict = judge(case, log)
+        estimated = total(estimate(task, core) for task in tasks_of(run.operations)).cycles
+        failed |= bool(verdict.problems)
+        print(
+            f"| {run.name} | {verdict.n_beats - 1:,} | {verdict.n_cycles:,} | {estimated:,.0f} | "
+            f"{verdict.n_cycles / estimated:.3f}{''.join(map(' {}'.format, verdict.problems))} |"
+        )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
