@@ -197,100 +197,109 @@ class _Issue:
         self._m, self._config = m, config
         self.of = of = Signal(tile_layout(config), reset_less=True)
         self._geometry = geometry = Signal(descriptor_layout(config), name="geometry", reset_less=True)
-        self._address = address = Signal(quad_layout(config), name="address")
-        """Of the output pixel at the kernel's first tap."""
-        self._y, self._x = y, x = [Signal(signed(config.size_bits + 2), name=n) for n in "yx"]
-        self.issue = Signal(name="issue")
-        self.bank = address.bank
-        self.pixel = Signal((config.n_accumulators - 1).bit_length(), name="pixel")
+        self._address = Signal(quad_layout(config), name="address")
+        self._of_row = Signal(quad_layout(config), name="of_row")
+        """At the kernel's first tap: of the output pixel, of the first one of its row."""
+        self._y, self._x = (Signal(signed(config.size_bits + 2), name=n) for n in "yx")
+        """Input pixel there, which may lie outside."""
+        self._row, self._column = (Signal(config.size_bits, name=n) for n in ("row", "column"))
+        self.issue = Signal()
+        self.bank = self._address.bank
+        self.pixel = Signal((config.n_accumulators - 1).bit_length())
         self.place = Signal(place_layout(config))
         self.first, self.last, self.high, self.low = (
             Signal(name=n) for n in ("first", "last", "high", "low")
         )
-        active, row_ends, ends, last_plane, frees = (
-            Signal(name=n) for n in ("active", "row_ends", "ends", "last_plane", "frees")
+        self._active, self._plane, self._row_ends, self._ends = (
+            Signal(name=n) for n in ("active", "plane", "row_ends", "ends")
         )
-        plane = Signal()
-        resting = Signal(range(MIN_PASS_CYCLES))
+        self._resting = Signal(range(MIN_PASS_CYCLES))
         """Cycles to wait after a short pass."""
-        row, column = Signal(config.size_bits), Signal(config.size_bits)
-        of_row = Signal(quad_layout(config))
-        n_written = Signal(config.count_bits)
+        last_plane, frees = Signal(), Signal()
         half, release = geometry.half, geometry.release
+        n_written = Signal(config.count_bits)
         self.counts, words_came = self._read(activations, n_written)
         m.d.comb += [
             n_written.eq(Mux(half, activations.n_written[1], activations.n_written[0])),
-            last_plane.eq(~geometry.wide | plane),
-            self.first.eq(of.first & ~plane),
+            last_plane.eq(~geometry.wide | self._plane),
+            self.first.eq(of.first & ~self._plane),
             self.last.eq(of.last & last_plane),
-            self.high.eq(geometry.wide & ~plane),
-            self.low.eq(plane),
-            row_ends.eq(column == geometry.out_width - 1),
-            ends.eq(row_ends & (row == geometry.out_height - 1)),
-            frees.eq(of.ends & last_plane & ends & (release != 0)),
+            self.high.eq(geometry.wide & ~self._plane),
+            self.low.eq(self._plane),
+            self._row_ends.eq(self._column == geometry.out_width - 1),
+            self._ends.eq(self._row_ends & (self._row == geometry.out_height - 1)),
+            frees.eq(self.place.last & (release != 0)),
             self.issue.eq(
-                active
-                & (resting == 0)
+                self._active
+                & (self._resting == 0)
                 & words_came
                 & (~frees | (n_written >= release))
                 & (~self.last | self._has_room(o))
             ),
-            tiles.switch.eq(self.issue & (self.pixel == 0) & ~plane),
+            tiles.switch.eq(self.issue & (self.pixel == 0) & ~self._plane),
             activations.free.bit_select(half, 1).eq(self.issue & frees),
-            tiles.o.ready.eq(~active | (self.issue & ends & last_plane)),
-            self.place.y.eq(geometry.y + Mux(geometry.step, row << 1, row)),
-            self.place.x.eq(geometry.x + Mux(geometry.step, column << 1, column)),
+            tiles.o.ready.eq(~self._active | (self.issue & self._ends & last_plane)),
+            self.place.y.eq(geometry.y + Mux(geometry.step, self._row << 1, self._row)),
+            self.place.x.eq(geometry.x + Mux(geometry.step, self._column << 1, self._column)),
             self.place.channel.eq(of.channel),
             self.place.count.eq(of.n_out),
-            self.place.last.eq(of.ends & last_plane & ends),
+            self.place.last.eq(of.ends & last_plane & self._ends),
         ]
-
-        def start_pass(descriptor: data.View, first: data.View) -> None:
-            m.d.sync += [
-                self.pixel.eq(0),
-                row.eq(0),
-                column.eq(0),
-                y.eq(descriptor.origin_y),
-                x.eq(descriptor.origin_x),
-                of_row.eq(first),
-                address.eq(first),
-            ]
-
-        right = self._steps(address, geometry.pixel_quads, "right")
-        down = self._steps(of_row, geometry.row_quads, "down")
-        m.d.sync += resting.eq(Mux(resting == 0, 0, resting - 1))
+        m.d.sync += self._resting.eq(Mux(self._resting == 0, 0, self._resting - 1))
         with m.If(self.issue):
-            m.d.sync += [
-                self.pixel.eq(self.pixel + 1),
-                column.eq(column + 1),
-                x.eq(x + geometry.stride + 1),
-                address.eq(right),
-            ]
-            with m.If(row_ends):
-                m.d.sync += [
-                    column.eq(0),
-                    row.eq(row + 1),
-                    x.eq(geometry.origin_x),
-                    y.eq(y + geometry.stride + 1),
-                    of_row.eq(down),
-                    address.eq(down),
-                ]
-            with m.If(ends):
-                short = MIN_PASS_CYCLES - 1
-                m.d.sync += [
-                    active.eq(~last_plane),
-                    plane.eq(1),
-                    resting.eq(Mux(self.pixel < short, short - self.pixel, 0)),
-                ]
-                low_plane = Signal(quad_layout(config))
-                m.d.comb += [
-                    low_plane.bank.eq(geometry.address.bank),
-                    low_plane.word.eq(geometry.address.word + geometry.plane_words),
-                ]
-                start_pass(geometry, low_plane)
+            self._next_pixel()
+            with m.If(self._ends):
+                self._next_plane(last_plane)
         with m.If(tiles.o.valid & tiles.o.ready):
-            m.d.sync += [of.eq(tiles.o.payload), geometry.eq(tiles.descriptor), active.eq(1), plane.eq(0)]
-            start_pass(tiles.descriptor, tiles.descriptor.address)
+            m.d.sync += [of.eq(tiles.o.payload), geometry.eq(tiles.descriptor)]
+            m.d.sync += [self._active.eq(1), self._plane.eq(0)]
+            self._start(tiles.descriptor, tiles.descriptor.address)
+
+    def _next_pixel(self) -> None:
+        """Statements that go right, at the end of a row down."""
+        m, geometry = self._m, self._geometry
+        right = self._steps(self._address, geometry.pixel_quads, "right")
+        down = self._steps(self._of_row, geometry.row_quads, "down")
+        m.d.sync += [
+            self.pixel.eq(self.pixel + 1),
+            self._column.eq(self._column + 1),
+            self._x.eq(self._x + geometry.stride + 1),
+            self._address.eq(right),
+        ]
+        with m.If(self._row_ends):
+            m.d.sync += [
+                self._column.eq(0),
+                self._row.eq(self._row + 1),
+                self._x.eq(geometry.origin_x),
+                self._y.eq(self._y + geometry.stride + 1),
+                self._of_row.eq(down),
+                self._address.eq(down),
+            ]
+
+    def _next_plane(self, last_plane: Value) -> None:
+        """Statements that end a pass; the other plane may follow, with the same weights."""
+        m, first = self._m, self._geometry.address
+        short = MIN_PASS_CYCLES - 1
+        low = Signal(quad_layout(self._config), name="first_of_low_plane")
+        m.d.comb += [low.bank.eq(first.bank), low.word.eq(first.word + self._geometry.plane_words)]
+        m.d.sync += [
+            self._active.eq(~last_plane),
+            self._plane.eq(1),
+            self._resting.eq(Mux(self.pixel < short, short - self.pixel, 0)),
+        ]
+        self._start(self._geometry, low)
+
+    def _start(self, descriptor: data.View, first: data.View) -> None:
+        """Statements that go to the first output pixel, whose first quad is ``first``."""
+        self._m.d.sync += [
+            self.pixel.eq(0),
+            self._row.eq(0),
+            self._column.eq(0),
+            self._y.eq(descriptor.origin_y),
+            self._x.eq(descriptor.origin_x),
+            self._of_row.eq(first),
+            self._address.eq(first),
+        ]
 
     def _read(self, activations: ActivationBuffer, n_written: Value) -> tuple[list[Value], Value]:
         """Asks the banks for the quads of the lanes; returns channels of each lane, and whether they came."""

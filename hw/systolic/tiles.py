@@ -187,14 +187,14 @@ class _Position:
         self.out_left = Signal(config.channel_bits, name="out_left")
         self.channel = Signal(config.channel_bits + 1, name="channel")
         self.quad, self.following = Signal(quads, name="quad"), Signal(quads, name="following")
-        self.first, self.ends_quad, self.ends_sums = Signal(), Signal(), Signal()
-        self.last_out = Signal()
+        self.first, self.ends_quad, self.ends_sums, self.last_out = (
+            Signal(name=n) for n in ("first", "ends_quad", "ends_sums", "last_out")
+        )
         self._in_left = in_left = Signal(config.channel_bits, name="in_left")
-        self._of_row, self._of_tap = Signal(quads, name="of_row"), Signal(quads, name="of_tap")
+        self._of_row, self._of_tap = (Signal(quads, name=n) for n in ("of_row", "of_tap"))
         """First quad of the kernel row, of the tap."""
-        last_in, last_x, last_y = Signal(), Signal(), Signal()
-        one = Signal(quads, init={"bank": 1})
-        next_quad = plus(m, self.quad, one, config, "next_quad")
+        last_in, last_x, last_y = (Signal(name=n) for n in ("last_in", "last_x", "last_y"))
+        next_quad = plus(m, self.quad, quads.const({"bank": 1}), config, "next_quad")
         next_tap = plus(m, self._of_tap, held.pixel_quads, config, "next_tap")
         next_row = plus(m, self._of_row, held.row_quads, config, "next_row")
         m.d.comb += [
