@@ -3,13 +3,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from hw.epilogue.config import MAX_READERS, Job, Reader
 from hw.fir.config import Map
-from hw.systolic.descriptor import Band, Work, bands_of, weight_rows
+from hw.systolic.descriptor import Band, Work, bands_of, payload, weight_rows
 from hw.systolic.layer import Layer
 
 from .commands import bits_of, command_layouts, record
@@ -169,7 +169,7 @@ class _Lowering:
             for work in band.works:
                 address, n_rows = weights[work.phase, work.group]
                 self._read(Kind.WEIGHTS, _line(address, n_rows, self.lanes))
-                self._command(Kind.CONV, **_descriptor_fields(work, self.config))
+                self._command(Kind.CONV, **payload(work.descriptor, array))
                 self._job(operation, _rectangle(work, self.lanes))
 
     def _load(self, operation: Conv, band: Band) -> None:
@@ -265,14 +265,3 @@ def _rectangle(work: Work, lanes: int) -> Rectangle:
         first_tile=d.channel // lanes,
         n_tiles=-(-d.n_out // lanes),
     )
-
-
-def _descriptor_fields(work: Work, config: ConvolutionConfig) -> dict:
-    """As :func:`hw.systolic.tiles.descriptor_layout` has them."""
-    fields: dict = asdict(work.descriptor)
-    for name in ("stride", "step"):
-        fields[name] -= 1
-    for name in ("address", "row_quads", "pixel_quads"):
-        word, bank = divmod(fields[name], config.array.n_banks)
-        fields[name] = {"bank": bank, "word": word}
-    return fields

@@ -95,6 +95,25 @@ def test_rtl_writes_the_same_under_stalls(config):
     assert problems(Convolution(config), [case.stalled(0.3, seed=3) for case in made]) == []
 
 
+def test_lists_may_follow_one_another(small_case):
+    """Started at once: the second one writes the same again."""
+    case = small_case
+    twice = {name: np.concatenate([beats, beats]) for name, beats in case.expected.items()}
+    starts = {"i_start": np.concatenate([case.inputs["i_start"]] * 2)}
+    again = replace(case, inputs=starts, expected=twice, max_cycles=2 * case.max_cycles)
+    assert problems(Convolution(SMALL), [again]) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["edge", "paper"])
+def test_the_verilog_of_larger_chips(name):
+    config = convolution_config(PRESETS[name])
+    todo = [case_of(one, config) for one in runs(config, seed=6, n_random=20)]
+    todo += [case.stalled(0.3, seed=7) for case in todo]
+    logs = verilated.run_cases(BLOCKS["convolution"], config, todo)
+    assert [judge(case, log).problems for case, log in zip(todo, logs, strict=True)] == [()] * len(todo)
+
+
 def test_the_verilog_of_the_smallest_chip_runs_levels_of_the_generator_at_three_ratios():
     """From 8 to 16 pixels, 64 channels at most; then every corner, at full rate and under stalls."""
     config, rng = convolution_config(PRESETS["tiny"]), np.random.default_rng(1)
