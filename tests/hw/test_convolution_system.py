@@ -50,15 +50,26 @@ from tests.hw.test_export import lint
 ROOT = Path(__file__).resolve().parents[2]
 TOP = TOPS["convolution_system"]
 TINY = convolution_system_config(preset("tiny"))
-SMALL = ConvolutionSystemConfig(
-    core=ConvolutionConfig(
-        array=SystolicConfig(rows=8, columns=4, n_words=64, n_accumulators=16, max_channels=16, max_size=32),
-        fir=FirConfig(lanes=4, row_beats=32, max_channels=4, max_size=33),
-        epilogue=EpilogueConfig(lanes=4, max_tiles=4),
-        bus_bytes=8,
-        read_words=16,
+
+
+def small(*, rows: int, columns: int, bus_bytes: int, **changes: int) -> ConvolutionSystemConfig:
+    """A core that Amaranth's simulator runs in seconds."""
+    array = SystolicConfig(
+        rows=rows, columns=columns, n_words=64, n_accumulators=16, max_channels=16, max_size=32
     )
-)
+    return ConvolutionSystemConfig(
+        core=ConvolutionConfig(
+            array=array,
+            fir=FirConfig(lanes=columns, row_beats=32, max_channels=columns, max_size=33),
+            epilogue=EpilogueConfig(lanes=columns, max_tiles=4),
+            bus_bytes=bus_bytes,
+            **changes,
+        )
+    )
+
+
+SMALL = small(rows=8, columns=4, bus_bytes=8, read_words=16)
+WIDE = small(rows=16, columns=8, bus_bytes=32, read_words=4, max_writes=2)
 ADDRESS = addresses(TINY)
 QUICK = {"latency_cycles": 8, "jitter_cycles": 12, "p_stall": 0.2}
 WORDS = {f"{port.upper()}_WORDS_LO": port for port in READ_PORTS}
@@ -80,7 +91,7 @@ def read(*names: str) -> list[Step]:
 class Job:
     """Operations in memory at ``base``."""
 
-    todo: Todo
+    config: ConvolutionSystemConfig
     program: Program
     base: int
     expected: dict[str, np.ndarray] = field(default_factory=dict)
@@ -111,10 +122,8 @@ class Job:
         if (got["STATUS"], got["ERROR"], got["IRQ_STATUS"]) != (DONE, 0, 1):
             return [f"status {got}"]
         wrong = []
-        if (
-            got["ERROR_COMMAND"]
-            or got["COMMANDS_WORDS_LO"] * TINY.bus_bytes != self.program.n_commands * RECORD_BYTES
-        ):
+        n_bytes = got["COMMANDS_WORDS_LO"] * self.config.bus_bytes
+        if got["ERROR_COMMAND"] or n_bytes != self.program.n_commands * RECORD_BYTES:
             wrong.append(f"commands {got}")
         if not all(got[name] for name in (*WORDS, "WRITTEN_WORDS_LO", "CYCLES_LO")):
             wrong.append(f"counters {got}")
@@ -128,7 +137,7 @@ class Job:
 def job_of(todo: Todo, config: ConvolutionSystemConfig, base: int = BASE) -> Job:
     maps = golden(todo.operations, {name: torch.from_numpy(values) for name, values in todo.maps.items()})
     expected = {name: values.numpy() for name, values in maps.items()}
-    return Job(todo, lowered(todo.operations, todo.maps, config.core), base, expected)
+    return Job(config, lowered(todo.operations, todo.maps, config.core), base, expected)
 
 
 @cache
@@ -156,6 +165,37 @@ def test_a_level_of_the_generator_in_verilator(models):
     logs = run_in_verilator(TINY, made, state_seed=4, models=models, top=TOP)
     assert [first.problems(log) for log in logs[:2]] == [[], []]
     assert little.problems(logs[2]) == []
+
+
+@pytest.mark.full
+def test_what_memory_costs():
+    """Cycles by the memory's latency and by how many bursts it takes ahead; with -s the table of the docs."""
+    channels = {"n_in": 16, "n_up": 16, "n_out": 16}
+    level = job_of(block(np.random.default_rng(1), **channels, size=8), TINY)
+    memories = {
+        "1 cycle": {"latency_cycles": 1},
+        "20 cycles": {"latency_cycles": 20},
+        "20 cycles, four bursts": {"latency_cycles": 20, "n_bursts": 4},
+        "20 cycles, one burst": {"latency_cycles": 20, "n_bursts": 1},
+        "stalls": QUICK,
+    }
+    steps = [*level.setup(), *write(STALL_CYCLES=0), *level.steps()[len(level.setup()) :]]
+    made = [
+        Run(name=name, steps=steps, base=BASE, memory=level.memory, **memory)
+        for name, memory in memories.items()
+    ]
+    cycles = {}
+    for run, log in zip(made, run_in_verilator(TINY, made, state_seed=1, top=TOP), strict=True):
+        assert level.problems(log) == [], run.name
+        cycles[run.name] = dict(zip(RESULTS, log.reads, strict=True))["CYCLES_LO"]
+        if run.name == "20 cycles, four bursts":
+            bursts = {
+                name: [n for of, _, n in log.bursts if of == f"{name}_ar"] for name in TINY.read_masters
+            }
+    print(cycles, {name: (len(words), sum(words)) for name, words in bursts.items()})
+    assert cycles["20 cycles, four bursts"] < 1.03 * cycles["1 cycle"]
+    assert cycles["20 cycles, one burst"] < 1.5 * cycles["1 cycle"]
+    assert np.mean(bursts["m_axi_input"]) > 7
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------
@@ -350,6 +390,14 @@ def test_the_small_system_survives():
     logs = run_in_amaranth(SMALL, [scenario_run(name) for name in SCENARIOS], top=TOP)
     outcomes = {name: scenario_problems(name, log) for name, log in zip(SCENARIOS, logs, strict=True)}
     assert outcomes == {name: [] for name in SCENARIOS}
+
+
+def test_a_wide_bus_in_amaranth():
+    """Elements smaller than a word, few words under way."""
+    steps = [step for job in jobs(WIDE) for step in job.steps()]
+    run = Run(name="wide", steps=steps, base=BASE, memory=both(WIDE), **QUICK)
+    (log,) = run_in_amaranth(WIDE, [run], top=TOP)
+    assert jobs(WIDE)[1].problems(log) == []
 
 
 @pytest.mark.parametrize(
