@@ -27,7 +27,7 @@ from hw.harness.job import Case, judge
 from hw.kv_buffer.cycles import Load
 from hw.registry import BLOCKS
 from hw.systolic.config import MIN_PASS_CYCLES, SystolicConfig, systolic_config
-from hw.systolic.cycles import Surroundings, layer_cycles, replay
+from hw.systolic.cycles import Surroundings, layer_cycles, replay, serial_cycles
 from hw.systolic.descriptor import band_words, bands_of, tile_rows, weight_rows
 from hw.systolic.golden import convolution
 from hw.systolic.layer import KERNELS, Layer, phases
@@ -271,6 +271,26 @@ def test_verilog_matches_golden_and_cycles():
 )
 def test_other_arrays_match_golden_and_cycles(config):
     check_in_harness(config, n_random=40)
+
+
+@pytest.mark.full
+def test_narrow_layers_of_a_generator_on_32_x_32():
+    """Whose quads of several taps share passes, and bands, at their real widths and few pixels."""
+    block = BLOCKS["systolic"]
+    config = SystolicConfig(rows=32, columns=32, n_words=1024, n_accumulators=1024)
+    layers = [
+        Layer(height=24, width=24, n_in=8, n_out=8, padding=1),
+        Layer(height=12, width=12, n_in=16, n_out=8, stride=2, transposed=True),
+        Layer(height=20, width=20, n_in=48, n_out=24, padding=1),
+        Layer(height=20, width=20, n_in=24, n_out=3, kernel=1),
+        Layer(height=10, width=10, n_in=96, n_out=48, stride=2, transposed=True),
+    ]
+    tasks = [random_task(layer) for layer in layers]
+    full_rate = case("narrow layers", tasks, config, np.random.default_rng(1))
+    runs = [full_rate, full_rate.stalled(0.3, seed=2)]
+    logs = verilated.run_cases(block, config, runs)
+    assert [judge(one, log).problems for one, log in zip(runs, logs, strict=True)] == [(), ()]
+    assert all(layer_cycles(layer, config) < serial_cycles(layer, config) for layer in layers)
 
 
 @pytest.mark.full
