@@ -105,15 +105,14 @@ def planes(config: ConvolutionConfig, rng: np.random.Generator) -> Run:
 def bands(config: ConvolutionConfig, rng: np.random.Generator) -> Run:
     """More input than a half holds, more pixels than accumulators, in rows that do not end with a word."""
     array = config.array
-    width = min(7, array.max_size)
-    rows = array.n_words * array.rows // (width * 8)
-    height = min(rows + 3, array.max_size)
-    plain = Layer(height=height, width=width, n_in=7, n_out=3, padding=1)
+    half_bytes = array.n_words * array.rows
+    width = max(7, half_bytes // 800 | 1)
+    plain = Layer(height=half_bytes // (8 * width) + 3, width=width, n_in=7, n_out=3, padding=1)
     assert len(bands_of(plain, array)) > 1, "the map must be larger than a half"
     return Run(
         name="bands",
         operations=[conv("plain", plain, "x", rng, {"a": 8, "b": 16}, noise=True)],
-        maps={"x": _signed(rng, 8, height, width, 7)},
+        maps={"x": _signed(rng, 8, plain.height, width, 7)},
     )
 
 

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from algo.anycost.architecture import GeneratorConfig
+from algo.anycost.generator import Generator
+from algo.anycost.quantise import QuantConfig, quantise
 from hw.config import PRESETS
 from hw.convolution import maps, program, rtl, vectors
 from hw.convolution.config import ConvolutionConfig, convolution_config
@@ -14,7 +17,7 @@ from hw.convolution.golden import run
 from hw.convolution.operations import MapShape
 from hw.convolution.program import lowered
 from hw.convolution.rtl import Convolution
-from hw.convolution.runs import Run, around_a_tile, block, conv, filters, fir, runs, single_pixels
+from hw.convolution.runs import Run, around_a_tile, conv, filters, fir, runs, single_pixels
 from hw.convolution.vectors import case_of
 from hw.epilogue.config import EpilogueConfig
 from hw.fir.config import FirConfig, Map
@@ -24,6 +27,7 @@ from hw.harness.job import judge
 from hw.registry import BLOCKS
 from hw.systolic.config import SystolicConfig
 from hw.systolic.layer import Layer
+from sim.driver import generator as driver
 from tests.hw.mutants import mutated
 
 
@@ -114,10 +118,26 @@ def test_the_verilog_of_larger_chips(name):
     assert [judge(case, log).problems for case, log in zip(todo, logs, strict=True)] == [()] * len(todo)
 
 
-def test_the_verilog_of_the_smallest_chip_runs_levels_of_the_generator_at_three_ratios():
-    """From 8 to 16 pixels, 64 channels at most; then every corner, at full rate and under stalls."""
-    config, rng = convolution_config(PRESETS["tiny"]), np.random.default_rng(1)
-    todo = [case_of(block(rng, n_in=n, n_up=n, n_out=n, size=8), config) for n in (64, 32, 16)]
+def generated(ratio):
+    """An image of 16 px and at most 64 channels by a sub-generator, as operations, and its constant."""
+    torch.manual_seed(1)
+    config = GeneratorConfig(resolution=16, channel_multiplier=1 / 16, max_channels=64, style_size=16)
+    generator = Generator(config)
+    for layer in [*generator.convs, *generator.to_rgb]:
+        torch.nn.init.normal_(layer.bias, std=0.3)
+    for layer in generator.convs:
+        torch.nn.init.constant_(layer.noise_strength, 0.1)
+    generator.eval().requires_grad_(False)
+    quantised = quantise(generator, QuantConfig(n_images=2, wide="colours"))
+    record = quantised.record(generator.styles(torch.randn(1, config.style_size)), config.uniform(ratio))
+    maps = {driver.constant_name(record): record.constant}
+    return Run(name=f"ratio {ratio}", operations=driver.operations(record), maps=maps)
+
+
+def test_the_verilog_of_the_smallest_chip_makes_images_at_three_ratios_and_runs_every_corner():
+    """Images from 4 to 16 pixels; corners at full rate and under stalls."""
+    config = convolution_config(PRESETS["tiny"])
+    todo = [case_of(generated(ratio), config) for ratio in (1, 0.5, 0.25)]
     corners = [case_of(one, config) for one in runs(config, seed=4, n_random=6)]
     todo += [*corners, *(case.stalled(0.4, seed=5) for case in corners)]
     logs = verilated.run_cases(BLOCKS["convolution"], config, todo)
