@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Cycles of the convolution core's Verilog beside the estimate: ``python -m benchmarks.convolution_cycles``.
+"""Cycles of the convolution core's Verilog beside the estimate:
+``python -m benchmarks.convolution_cycles [PRESET]``.
 
-Levels of an Anycost generator and single operations on the core of ``tiny``, in Verilator, in a memory of the
-chip's latency that answers a word a cycle at each port. Prints a Markdown table; every write is compared with
-golden, exit code 1 on a mismatch.
+Levels of an Anycost generator and single operations on the core of ``tiny``, or of another preset, in
+Verilator, in a memory of the chip's latency that answers a word a cycle at each port. Prints a Markdown table
+and compares every write with golden. Exit code 1 on a mismatch, 2 where there is no such preset.
 """
 
 import sys
@@ -54,9 +55,13 @@ def single(rng: np.random.Generator) -> Iterator[Run]:
             yield Run(name=f"{name}, {n} channels", operations=[operation], maps=maps)
 
 
-def main() -> int:
+def main(name: str = "tiny") -> int:
     """Print the table; 1 where golden and Verilog differ."""
-    chip, rng = preset("tiny"), np.random.default_rng(SEED)
+    try:
+        chip, rng = preset(name), np.random.default_rng(SEED)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     config, core = convolution_config(chip), core_of(chip)
     core = replace(core, memory_bytes_per_cycle=5.0 * core.bus_bytes)
     runs = [*levels(rng), *single(rng)]
@@ -77,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))
