@@ -164,8 +164,8 @@ def search(
     checkpoint: Annotated[
         Path, typer.Argument(help="Folder of a finished run, such as results/train/anycost.")
     ],
-    population: Annotated[int, typer.Option(help="Sub-generators of a generation.")] = 30,
-    generations: Annotated[int, typer.Option(help="Of each of the 36 searches.")] = 10,
+    population: Annotated[int, typer.Option(help="Sub-generators of a generation.")] = 50,
+    generations: Annotated[int, typer.Option(help="Of each of the 36 searches.")] = 20,
     images: Annotated[
         int, typer.Option(help="z behind a distance; the last check has four times as many.")
     ] = 16,

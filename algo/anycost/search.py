@@ -98,7 +98,7 @@ def evolve(
     population = [shape.checked(sub) for sub in start if cost(sub) <= budget]
     while len(population) < config.population:
         population.append(affordable(partial(_random, shape, ends, rng)))
-    population.sort(key=evaluated)
+    population = sorted(dict.fromkeys(population), key=evaluated)
     history = [evaluated(population[0])]
     n_parents = max(1, round(config.parent_share * config.population))
     n_mutants = round(config.mutation_share * (config.population - n_parents))
@@ -109,7 +109,7 @@ def evolve(
         crossing = partial(_crossing, parents, rng)
         n_crossings = config.population - len(parents) - n_mutants
         children += [affordable(crossing) for _ in range(n_crossings)]
-        population = sorted([*parents, *children], key=evaluated)
+        population = sorted(dict.fromkeys([*parents, *children]), key=evaluated)
         history.append(evaluated(population[0]))
         on_generation(generation, config.generations, history[-1])
     best = population[0]

@@ -2,8 +2,8 @@
 """``quartet search``: the cheapest sub-generators of a given quality, by products and by simulated time."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ def cheapest(
 ) -> SubGenerator:
     """The cheapest sub-generator found that is no further from the full images than ``uniform``.
 
-    A bisection of the budget, a search for each: as far down as the fittest is fit enough.
+    A bisection of the budget, a search for each: as far down as the fittest is fit enough. Each begins with
+    the smallest, and with the best so far, one layer narrower.
     """
     best, wanted = uniform, fitness(uniform)
     smallest = SubGenerator(shape.resolution, tuple(shape.choices(i)[0] for i in range(shape.n_styles)))
@@ -103,12 +104,20 @@ def cheapest(
         if low >= high:
             break
         budget = (low + high) / 2
-        found = evolve(shape, cost, budget, fitness, config, start=(smallest,))
+        found = evolve(shape, cost, budget, fitness, config, start=(smallest, *_narrower(shape, best)))
         if found.fitness <= wanted:
             best, high = found.sub, found.cost
         else:
             low = budget
     return best
+
+
+def _narrower(shape: GeneratorConfig, sub: SubGenerator) -> Iterator[SubGenerator]:
+    """One layer at a time with its next smaller width."""
+    for i, width in enumerate(sub.widths):
+        smaller = [choice for choice in shape.choices(i) if choice < width]
+        if smaller:
+            yield replace(sub, widths=(*sub.widths[:i], smaller[-1], *sub.widths[i + 1 :]))
 
 
 def _progress_of(progress: Progress, what: str) -> Callable[[int], None]:

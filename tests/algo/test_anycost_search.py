@@ -48,6 +48,15 @@ def test_better_than_uniform_at_equal_cost():
         assert found.fitness < 0.9 * missing(SMALL)(uniform)
 
 
+def test_no_two_parents_are_alike():
+    """Copies of the best would crowd out the others, and hardly anything new would be tried."""
+    for seed in range(3):
+        budget = compute_macs(SMALL, SMALL.uniform(0.5))
+        config = SearchConfig(seed=seed)
+        found = evolve(SMALL, macs_of(SMALL), budget, missing(SMALL), config, resolutions=(64, 32))
+        assert found.n_evaluated > 200  # 129 to 182 if they could be
+
+
 def test_promises():
     seen: list[SubGenerator] = []
     shown: list[tuple[int, int, float]] = []
