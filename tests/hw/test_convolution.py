@@ -21,7 +21,7 @@ from hw.convolution.runs import Run, around_a_tile, conv, filters, fir, runs, si
 from hw.convolution.vectors import case_of
 from hw.epilogue.config import EpilogueConfig
 from hw.fir.config import FirConfig, Map
-from hw.harness import verilated
+from hw.harness import cosim, verilated
 from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import judge
 from hw.registry import BLOCKS
@@ -132,6 +132,16 @@ def generated(ratio):
     record = quantised.record(generator.styles(torch.randn(1, config.style_size)), config.uniform(ratio))
     maps = {driver.constant_name(record): record.constant}
     return Run(name=f"ratio {ratio}", operations=driver.operations(record), maps=maps)
+
+
+@pytest.mark.full
+def test_the_verilog_under_cocotb():
+    """Its memories play by the same rules."""
+    config, rng = convolution_config(PRESETS["tiny"]), np.random.default_rng(8)
+    todo = [case_of(make(config, rng), config, jitter_cycles=5) for make in (single_pixels, filters)]
+    todo += [case.stalled(0.3, seed=9) for case in todo]
+    logs = cosim.run_cases(BLOCKS["convolution"], config, todo)
+    assert [judge(case, log).problems for case, log in zip(todo, logs, strict=True)] == [()] * len(todo)
 
 
 def test_the_verilog_of_the_smallest_chip_makes_images_at_three_ratios_and_runs_every_corner():

@@ -13,7 +13,7 @@ from hw.fetch.config import CrossbarConfig
 from hw.harness import build, cosim, verilated
 from hw.harness.amaranth_sim import run_case, run_cases
 from hw.harness.job import Case, judge, pack_fields, unpack_fields
-from hw.harness.memory import Memory, Responder
+from hw.harness.memory import Memory, Responder, responders
 from hw.registry import BLOCKS, Block
 
 
@@ -173,6 +173,28 @@ def test_jitter_keeps_the_order_of_a_channel_and_differs_between_channels():
         assert all(i + 1 <= cycle for i, (cycle, _) in enumerate(found))
         shown.append([cycle for cycle, _ in found])
     assert shown[0] != shown[1]
+
+
+def test_what_is_written_is_read_from_the_cycle_of_the_acknowledgement_on():
+    """By ports that share the words; those of the case, and of others, stay as they are."""
+    read = _memory(latency_cycles=2)
+    write = replace(read, response="i_written", latency_cycles=5, writes=True)
+    other = _memory(response="i_other")
+    ports = responders({"r": read, "w": write, "o": other}, seed=1)
+    data, strobe = 0x8877665544332211, 0b10000110
+    ports["w"].ask(1 | data << 3 | strobe << 67, cycle=10)
+    old, new = 2 | 3 << 32, 0x8800000300332202
+    seen = []
+    for cycle in range(10, 20):
+        acknowledged = ports["w"].answer(cycle)
+        assert acknowledged == (0 if cycle == 15 else None)
+        ports["r"].ask(1, cycle)
+        ports["o"].ask(1, cycle)
+        seen.append((cycle, ports["r"].answer(cycle), ports["o"].answer(cycle)))
+    assert [beat for _, beat, _ in seen[2:7]] == 5 * [old]
+    assert [beat for _, beat, _ in seen[7:]] == 3 * [new]
+    assert [beat for *_, beat in seen[1:]] == 9 * [old]
+    assert read.words[1].tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(
