@@ -12,8 +12,6 @@ ADDRESS_BITS = 32
 COMMAND_COUNT_BITS = 24
 RECORD_BYTES = 64
 """Of one command in memory."""
-ALIGN_BYTES = 64
-"""Every list and map in memory begins at a multiple of this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,9 @@ import numpy as np
 
 from hw.systolic.config import QUAD_BYTES
 from hw.systolic.layer import Layer
-from hw.systolic.layout import input_layout
+from hw.systolic.layout import ALIGN_BYTES, input_layout
 
-from .config import ALIGN_BYTES, ConvolutionConfig
+from .config import ConvolutionConfig
 from .operations import MapShape
 from .walk import Walk
 from .writer import Format

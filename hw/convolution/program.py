@@ -11,9 +11,10 @@ from hw.epilogue.config import MAX_READERS, Job, Reader
 from hw.fir.config import Map
 from hw.systolic.descriptor import Band, Work, bands_of, payload, weight_rows
 from hw.systolic.layer import Layer
+from hw.systolic.layout import ALIGN_BYTES
 
 from .commands import bits_of, command_layouts, record
-from .config import ALIGN_BYTES, ConvolutionConfig
+from .config import ConvolutionConfig
 from .dispatch import Kind
 from .maps import Place, Rectangle, for_array, planar
 from .operations import Conv, Fir, Operation, checked

@@ -27,6 +27,7 @@ from hw.harness.job import judge
 from hw.registry import BLOCKS
 from hw.systolic.config import SystolicConfig
 from hw.systolic.layer import Layer
+from sim.convolution import core_of, estimate, tasks_of, total
 from sim.driver import generator as driver
 from tests.hw.mutants import mutated
 
@@ -145,15 +146,20 @@ def test_the_verilog_under_cocotb():
 
 
 def test_the_verilog_of_the_smallest_chip_makes_images_at_three_ratios_and_runs_every_corner():
-    """Images from 4 to 16 pixels; corners at full rate and under stalls."""
+    """Images from 4 to 16 pixels, in about the estimated cycles; corners at full rate and under stalls."""
     config = convolution_config(PRESETS["tiny"])
-    todo = [case_of(generated(ratio), config) for ratio in (1, 0.5, 0.25)]
+    core = replace(core_of(PRESETS["tiny"]), latency_cycles=12, memory_bytes_per_cycle=1e9)
+    images = [generated(ratio) for ratio in (1, 0.5, 0.25)]
+    todo = [case_of(one, config, latency_cycles=core.latency_cycles) for one in images]
     corners = [case_of(one, config) for one in runs(config, seed=4, n_random=6)]
     todo += [*corners, *(case.stalled(0.4, seed=5) for case in corners)]
     logs = verilated.run_cases(BLOCKS["convolution"], config, todo)
     for case, log in zip(todo, logs, strict=True):
         verdict = judge(case, log)
         assert verdict.problems == () and verdict.n_beats > 0
+    for one, log in zip(images, logs, strict=False):
+        estimated = total(estimate(task, core) for task in tasks_of(one.operations)).cycles
+        assert 0.95 < log.since_first_input("o_done")[-1] / estimated < 1.05
 
 
 # --- mutants --------------------------------------------------------------------------------------------
