@@ -34,7 +34,7 @@ class SystolicConfig:
     max_channels: int = 512
     """Most input channels, and most output channels, of one group; 1..4,096."""
     max_size: int = 1024
-    """Largest height and width of an input; 1..4,096. An output may be 2 ``max_size`` + 1 wide."""
+    """Largest height and width of an input; 1..4,096. An output may be 2 ``max_size`` + 5 wide."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -79,7 +79,7 @@ class SystolicConfig:
     @property
     def size_bits(self) -> int:
         """Width of a height or width of an output, bits."""
-        return (2 * self.max_size + 1).bit_length()
+        return (2 * self.max_size + 5).bit_length()  # of a transpose of kernel 7
 
     @property
     def sum_bits(self) -> int:
