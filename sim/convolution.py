@@ -6,6 +6,7 @@ once hides behind the slowest. What a block takes by itself is its own exact cyc
 one another and for memory is estimated here.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from hw.epilogue.config import TABLE_BEATS, Side
 from hw.fir.config import LATENCY_CYCLES as FIR_LATENCY_CYCLES
 from hw.fir.config import FirConfig, Map
 from hw.fir.cycles import map_cycles
-from hw.systolic.config import ACCUMULATOR_BITS, SystolicConfig, systolic_config
+from hw.systolic.config import ACCUMULATOR_BITS, QUAD_BYTES, SystolicConfig, systolic_config
 from hw.systolic.cycles import work_cycles
-from hw.systolic.descriptor import Layer, Work, bands_of, tile_rows
+from hw.systolic.descriptor import Band, Layer, Work, bands_of, tile_rows
 from sim.energy import CHIP_NODE_NM, PLAIN_BITS, price_pj
 from sim.memory import ACHIEVABLE_BANDWIDTH, ROW_BYTES
 
@@ -75,6 +76,16 @@ class Task:
 def planar_bytes(channels: int, lanes: int) -> int:
     """Of a pixel of a tile: 2 a channel, words of 4, where there is one tile; else all lanes in each tile."""
     return WIDE_BYTES * lanes if channels > lanes else min(WIDE_BYTES * lanes, 4 * -(-channels // 2))
+
+
+def mean_words(n_bytes: int, pitch: int, bus_bytes: int, offset: int = 0) -> float:
+    """Words of the bus that an element of ``n_bytes`` touches, each a cycle, at every ``pitch`` bytes.
+
+    The mean over the places in a word where elements begin: ``offset`` and all multiples of the greatest
+    common divisor of pitch and bus from there.
+    """
+    places = range(0, bus_bytes, math.gcd(pitch, bus_bytes))
+    return sum(-(-((offset + at) % bus_bytes + n_bytes) // bus_bytes) for at in places) / len(places)
 
 
 def tasks_of(operations: Sequence[Operation]) -> list[Task]:
@@ -147,17 +158,19 @@ def _convolution(task: Task, layer: Layer, core: Core) -> Estimate:
     array: cycles of each descriptor, or of its rows of weights through their port if those take longer.
     """
     array, of_output = core.array, _Output(task, core)
-    row_cycles = -(-array.columns // core.bus_bytes)
+    row_cycles = mean_words(array.columns, array.columns, core.bus_bytes)
     times: Counter[tuple] = Counter()
     works: dict[tuple, Work] = {}
     input_words = 0
-    for band in bands_of(layer, array):
+    bands = bands_of(layer, array)
+    for band in bands:
         input_words += band.n_words
         for work in band.works:
             alike = work.phase, work.descriptor.n_pixels
             works[alike] = work
             times[alike] += 1
-    computing = waiting = n_rows = vectors = 0
+    computing = n_rows = vectors = 0
+    waiting = 0.0
     for alike, n in times.items():
         rows = tile_rows(works[alike], array)
         computing += n * work_cycles(works[alike], array)
@@ -165,18 +178,27 @@ def _convolution(task: Task, layer: Layer, core: Core) -> Estimate:
         n_rows += n * sum(rows)
         vectors += n * len(rows) * layer.n_planes * works[alike].descriptor.n_pixels
     stalls = of_output.n_pixel_tiles * (of_output.cycles_per_beat - 1)
-    input_bytes = input_words * array.rows
+    word_cycles = -(-array.rows // core.bus_bytes)
     paces = {
         "array": computing + stalls,
         "weights": waiting + stalls,
-        "input": input_bytes / core.bus_bytes,
-        "side": of_output.side_bytes / core.bus_bytes,
+        "input": input_words * word_cycles,
+        "side": of_output.side_cycles,
     }
+    fill = array.rows * row_cycles + array.latency_cycles + _first_load(layer, bands[0]) * word_cycles
     return _made(
-        core, paces, array.rows * row_cycles + array.latency_cycles, of_output,
+        core, paces, fill, of_output,
         macs=layer.n_macs * layer.n_planes, vectors=vectors, weight_bytes=n_rows * array.columns,
-        input_bytes=input_bytes,
+        input_bytes=input_words * array.rows,
     )  # fmt: skip
+
+
+def _first_load(layer: Layer, band: Band) -> float:
+    """Words of the first rectangle's input beyond its first pass, which meets every pixel: not hidden."""
+    first = band.works[0]
+    alike = [w.descriptor.n_pixels for w in band.works if (w.phase, w.group) == (first.phase, first.group)]
+    n_pixels = first.descriptor.n_pixels
+    return max(0.0, band.n_words * n_pixels / sum(alike) - layer.n_planes * n_pixels)
 
 
 def _filter(task: Task, of: Map, core: Core) -> Estimate:
@@ -186,14 +208,18 @@ def _filter(task: Task, of: Map, core: Core) -> Estimate:
     config = FirConfig(lanes=lanes, element_bits=16, out_bits=18, row_beats=ANY_ROW_BEATS, max_size=8193)
     n_tiles = -(-of.channels // lanes)
     steps = n_tiles * map_cycles(one_tile, config)
-    input_bytes = n_tiles * of.height * of.width * planar_bytes(of.channels, lanes)
+    pixel_bytes = planar_bytes(of.channels, lanes)
+    n_elements = n_tiles * of.height * of.width
     paces = {
         "filter": steps,
         "output": of_output.n_pixel_tiles * of_output.cycles_per_beat,
-        "input": input_bytes / core.bus_bytes,
-        "side": of_output.side_bytes / core.bus_bytes,
+        "input": n_elements * mean_words(pixel_bytes, pixel_bytes, core.bus_bytes),
+        "side": of_output.side_cycles,
     }
-    return _made(core, paces, FIR_LATENCY_CYCLES + 1, of_output, input_bytes=input_bytes, filter_beats=steps)
+    return _made(
+        core, paces, FIR_LATENCY_CYCLES + 1, of_output, input_bytes=n_elements * pixel_bytes,
+        filter_beats=steps,
+    )  # fmt: skip
 
 
 class _Output:
@@ -205,17 +231,36 @@ class _Output:
         n_tiles, planar = -(-channels // lanes), planar_bytes(channels, lanes)
         self.n_pixel_tiles = height * width * n_tiles
         self.n_readers = len(task.out_bits)
-        lanes_used = min(lanes, channels)
-        pieces = [[planar] if task.planar else [lanes_used] * (bits // 8) for bits in task.out_bits]
-        self.cycles_per_beat = sum(-(-n // core.bus_bytes) for piece in pieces for n in piece)
+        self.cycles_per_beat = sum(
+            mean_words(planar, planar, core.bus_bytes) if task.planar
+            else bits // 8 * _pixel_words(channels, lanes, core.bus_bytes)
+            for bits in task.out_bits
+        )  # fmt: skip
         """A write is at most a word of the bus; planes of high and low bytes are written apart."""
         pixel_bytes = n_tiles * planar if task.planar else channels * sum(task.out_bits) // 8
         self.output_bytes = height * width * pixel_bytes
-        of_side = {Side.NONE: 0, Side.NOISE: WIDE_BYTES, Side.RESIDUAL: planar}[task.side]
-        self.side_bytes = self.n_pixel_tiles * of_side + TABLE_BEATS * n_tiles * WIDE_BYTES * lanes
+        wide = WIDE_BYTES * lanes
+        n_bytes, words = {
+            Side.NONE: (0, 0.0),
+            Side.NOISE: (WIDE_BYTES, 1.0),
+            Side.RESIDUAL: (planar, mean_words(planar, planar, core.bus_bytes)),
+        }[task.side]
+        n_tables = TABLE_BEATS * n_tiles
+        self.side_bytes = self.n_pixel_tiles * n_bytes + n_tables * wide
+        self.side_cycles = self.n_pixel_tiles * words + n_tables * mean_words(wide, wide, core.bus_bytes)
 
 
-def _made(core: Core, paces: dict[str, float], fill_cycles: int, output: _Output, **counts: int) -> Estimate:
+def _pixel_words(channels: int, lanes: int, bus_bytes: int) -> float:
+    """Words that a tile's bytes of a pixel touch, the mean over tiles and pixels; pixels are whole quads."""
+    pitch = QUAD_BYTES * -(-channels // QUAD_BYTES)
+    starts = range(0, channels, lanes)
+    words = (mean_words(min(lanes, pitch - start), pitch, bus_bytes, start) for start in starts)
+    return sum(words) / len(starts)
+
+
+def _made(
+    core: Core, paces: dict[str, float], fill_cycles: float, output: _Output, **counts: int
+) -> Estimate:
     """The slowest of all, and what is not hidden: first read, last write, pipelines."""
     n_bytes = counts.get("weight_bytes", 0) + counts["input_bytes"] + output.side_bytes + output.output_bytes
     paces = paces | {"memory": n_bytes / core.memory_bytes_per_cycle}

@@ -22,7 +22,7 @@ from hw.systolic.config import SystolicConfig
 from hw.systolic.cycles import layer_cycles
 from hw.systolic.descriptor import Layer
 from sim.anycost import image_estimate, latency_cost, square_core, tasks
-from sim.convolution import Core, Task, actions, core_of, energy_pj, estimate, tasks_of, total
+from sim.convolution import Core, Task, actions, core_of, energy_pj, estimate, mean_words, tasks_of, total
 from sim.driver.generator import operations
 
 FREE = Core(
@@ -34,8 +34,14 @@ SMALL = GeneratorConfig(resolution=16, channel_multiplier=1 / 64, max_channels=1
 
 
 def lone(task, core=FREE):
-    """Cycles without what nothing hides: first read, last write, pipelines."""
-    fill = 8 * -(-8 // core.bus_bytes) + core.array.latency_cycles if isinstance(task.of, Layer) else 4
+    """Cycles without what nothing hides: first read, last write, pipelines, input beyond the first pass.
+
+    Of these layers, all input is in one band and all output in one rectangle.
+    """
+    fill = 4
+    if isinstance(of := task.of, Layer):
+        more_words = (-(-of.n_in // 8) - 1) * of.height * of.width
+        fill = 8 * -(-8 // core.bus_bytes) + core.array.latency_cycles + more_words * -(-8 // core.bus_bytes)
     return estimate(task, core).cycles - 2 * core.latency_cycles - fill - LATENCY_CYCLES
 
 
@@ -82,6 +88,28 @@ def test_weights_that_come_slowly():
     assert estimate(task, slow).limit == "weights"
     assert lone(task, slow) == 64 * 8 * 2 + 8  # the outputs' second words
     assert estimate(task, FREE).weight_bytes == 64 * 64
+
+
+def test_elements_that_straddle_words():
+    """12 bytes at every 12: they begin at 0, 4, .. 28 of a word of 32, at 24 and 28 of them in two words."""
+    assert mean_words(12, 12, 32) == 1.25
+    assert mean_words(24, 24, 32) == 1.5
+    assert mean_words(32, 32, 32) == mean_words(8, 8, 32) == mean_words(4, 128, 32) == 1
+    assert mean_words(128, 128, 32) == 4
+    assert mean_words(16, 48, 32, offset=32) == 1
+    one, two = (Task(name="c", of=replace(LAYER, n_out=n), out_bits=(8,)) for n in (8, 12))
+    narrow = replace(FREE, bus_bytes=8)
+    assert lone(one, narrow) == layer_cycles(one.of, narrow.array)
+    # Pixels of 12 bytes begin at 0 or 4 of a word of 8: a tile of 8 takes 1 or 2 words, the one of 4 one.
+    assert lone(two, narrow) == layer_cycles(two.of, narrow.array) + 256 * 0.5
+
+
+def test_input_comes_a_word_of_the_array_a_cycle():
+    """However wide the bus: a toRGB of eight tiles of channels to one pass of output."""
+    layer = Layer(height=4, width=4, n_in=64, n_out=3, kernel=1)
+    task = Task(name="c", of=layer, out_bits=(8,))
+    assert lone(task) == 8 * 16
+    assert estimate(task, FREE).cycles - lone(task) > 7 * 16  # all but the first pass's words
 
 
 def test_bytes_by_hand():
