@@ -3,7 +3,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,10 @@ MARGIN_BYTES = 256
 """Behind everything: an element's last words may be read beyond its list."""
 
 
+Command = tuple[Kind, Any]
+"""A command, and what the cycle model needs of it."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Written:
     """What one job of the epilogue writes: a rectangle of each of an operation's maps."""
@@ -40,11 +45,17 @@ class Program:
     """uint8[n]: commands, weights, tables, noise, maps given, and room for those written."""
     base: int
     """Byte address of the first command."""
-    n_commands: int
+    commands: Sequence[Command]
+    """In order; see :mod:`hw.convolution.cycles`."""
     places: Mapping[str, Place]
     """Where each map lies."""
     written: Sequence[Written]
     """In order."""
+
+    @property
+    def n_commands(self) -> int:
+        """Commands of the list."""
+        return len(self.commands)
 
 
 def lowered(
@@ -77,6 +88,7 @@ class _Lowering:
         self.end = 0
         """First free byte."""
         self.records: list[bytes] = []
+        self.commands: list[Command] = []
         self.written: list[Written] = []
 
     def program(self) -> Program:
@@ -93,7 +105,7 @@ class _Lowering:
         return Program(
             memory=memory,
             base=base,
-            n_commands=len(self.records),
+            commands=self.commands,
             places=self.places,
             written=self.written,
         )
@@ -129,11 +141,12 @@ class _Lowering:
 
     # ---- commands
 
-    def _command(self, kind: Kind, **fields) -> None:
+    def _command(self, kind: Kind, what: Any = None, **fields) -> None:
+        self.commands.append((kind, what))
         self.records.append(record(kind, bits_of(self.layouts[kind], fields)))
 
     def _read(self, kind: Kind, walk: Walk, tag: int = 0) -> None:
-        self._command(kind, extra={"tag": tag}, walk=walk.fields)
+        self._command(kind, (walk, tag), extra={"tag": tag}, walk=walk.fields)
 
     def _operation(self, operation: Operation) -> None:
         epilogue = operation.epilogue
@@ -170,12 +183,12 @@ class _Lowering:
             for work in band.works:
                 address, n_rows = weights[work.phase, work.group]
                 self._read(Kind.WEIGHTS, _line(address, n_rows, self.lanes))
-                self._command(Kind.CONV, **payload(work.descriptor, array))
+                self._command(Kind.CONV, work, **payload(work.descriptor, array))
                 self._job(operation, _rectangle(work, self.lanes))
 
     def _load(self, operation: Conv, band: Band) -> None:
         place, n_bytes = self.places[operation.source], self.config.array.rows
-        self._command(Kind.LOAD, half=band.half, n_words=band.n_words)
+        self._command(Kind.LOAD, (band.half, band.n_words), half=band.half, n_words=band.n_words)
         walk = Walk(
             base=place.address + band.first_byte,
             n_tiles=operation.layer.n_planes,
@@ -197,7 +210,7 @@ class _Lowering:
                 Rectangle(y=0, x=0, step=1, n_rows=rows, n_columns=columns, first_tile=tile, n_tiles=1)
                 for rows, columns in ((of.height, of.width), of.out_size)
             )
-            self._command(Kind.MAP, upsample=of.upsample, height=of.height, width=of.width, channels=channels)
+            self._command(Kind.MAP, part, **asdict(part))
             self._read(Kind.INPUT, place.walk(source), tag=1)
             self._job(operation, result)
 
@@ -207,12 +220,11 @@ class _Lowering:
         epilogue = operation.epilogue
         job = epilogue.job()
         readers = [*job.readers, Reader()][:MAX_READERS]
-        self._command(
-            Kind.EPILOGUE,
-            filter=isinstance(operation, Fir),
-            first_tile=of.first_tile,
-            tile_beats=of.tile_beats,
-            job={
+        fields = {
+            "filter": isinstance(operation, Fir),
+            "first_tile": of.first_tile,
+            "tile_beats": of.tile_beats,
+            "job": {
                 "n_beats": of.n_tiles * of.tile_beats,
                 "n_tables": self.n_tables,
                 "shift": job.shift,
@@ -223,15 +235,17 @@ class _Lowering:
                 "two": len(job.readers) == 2,
                 "readers": [{"shift": one.shift, "wide": one.wide} for one in readers],
             },
-        )
+        }
+        self._command(Kind.EPILOGUE, fields, **fields)
         if self.noise is not None:
             self._read(Kind.SIDE, _noise_walk(self.noise, operation.out_shape[1], of), tag=1)
         elif epilogue.residual is not None:
             self._read(Kind.SIDE, self.places[epilogue.residual].walk(of), tag=1)
         for number, output in enumerate(epilogue.outputs):
             place = self.places[output.name]
-            placing = {"format": place.format, "plane_stride": place.plane_bytes}
-            self._command(Kind.OUTPUT, reader=number, job={"extra": placing, "walk": place.walk(of).fields})
+            walk, placing = place.walk(of), {"format": place.format, "plane_stride": place.plane_bytes}
+            what = number, place.format, place.plane_bytes, walk
+            self._command(Kind.OUTPUT, what, reader=number, job={"extra": placing, "walk": walk.fields})
         self.written.append(Written(operation=operation, rectangle=of))
         self.n_tables = 0
 

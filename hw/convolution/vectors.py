@@ -2,6 +2,7 @@
 """Stimulus and expectations for the convolution core."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from hw.harness.job import Beats, Case, pack_fields
 from hw.harness.memory import Memory
 
 from .config import ADDRESS_BITS, COMMAND_COUNT_BITS, ConvolutionConfig
+from .cycles import replay
 from .golden import run
 from .operations import Fir, Operation
 from .program import Program, Written, lowered
@@ -21,7 +23,17 @@ from .traffic import Piece, pieces, writes
 def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
     """Single pixels, channels around a tile, planes and groups, bands and rectangles, filters, a block of the
     generator; then random operations."""
-    return [case_of(one, config) for one in runs(config, seed=seed, n_random=n_random)]
+    return [timed_case(one, config) for one in runs(config, seed=seed, n_random=n_random)]
+
+
+def timed_case(run_: Run, config: ConvolutionConfig, *, latency_cycles: int = 12) -> Case:
+    """As :func:`case_of`, with the cycle of every write."""
+    timing = replay(lowered(run_.operations, run_.maps, config), config, latency_cycles=latency_cycles)
+    return replace(
+        case_of(run_, config, latency_cycles=latency_cycles),
+        expected_cycles={"o_write": timing.writes, "o_done": np.array([timing.done])},
+        max_cycles=timing.done + 100,
+    )
 
 
 def case_of(

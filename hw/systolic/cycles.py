@@ -122,7 +122,7 @@ def replay(
     outputs = []
     for work in works:
         d = work.descriptor
-        ready = _ready_cycles(work, loading, config)
+        ready = ready_cycles(work, loading, config)
         leave = []
         rows_from = handed + 1
         tiles = tile_rows(work, config)
@@ -180,7 +180,7 @@ class _Queue:
         return np.array(issues), np.array(left[start:])
 
 
-def _ready_cycles(work: Work, loading: LoadReplay, config: SystolicConfig) -> np.ndarray:
+def ready_cycles(work: Work, loading: LoadReplay, config: SystolicConfig) -> np.ndarray:
     """First cycle in which each vector of the tiles of C outputs can be read; 0 where nothing is.
 
     int64[n_tiles, n_planes, n_pixels]

@@ -246,6 +246,7 @@ MUTANTS = [
      "for base in (of_tile, o.address)]\n        with"),
     ("row counter stays", "walk", "row.eq(0), tile.eq(tile + 1)", "tile.eq(tile + 1)"),
     ("last tile as the others", "walk", "o.n_bytes.eq(walk.last_bytes)", "o.n_bytes.eq(walk.n_bytes)"),
+    ("walk taken late", "walk", "~self.o.valid | (moves & o.last)", "~self.o.valid"),
     ("walk taken early", "walk", "(moves & o.last))", "o.last)"),
     ("first stays", "walk", "[o.first.eq(0), self.o", "[self.o"),
     ("keeps a word over walks", "reader", "(of.first & (step.place == 0)) | ", ""),
