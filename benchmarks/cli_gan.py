@@ -10,6 +10,7 @@ import typer
 from benchmarks.cli_common import PRESET_HELP, Changes, Device, user_input
 
 gan_app = typer.Typer()
+IMAGE_FOLDER = Path("results/image")
 DEFAULT_STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
@@ -131,7 +132,9 @@ def image(
     ] = "none",
     every: Annotated[
         bool,
-        typer.Option("--every", help="A table of all uniform sub-generators and widths of maps instead."),
+        typer.Option(
+            "--every", help="Print a table of all uniform sub-generators and widths of maps instead."
+        ),
     ] = False,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
     changes: Changes = None,
@@ -139,7 +142,7 @@ def image(
         bool,
         typer.Option("--rtl", help="Run each image in simulated Verilog as well: minutes to build, once."),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder of pictures and numbers.")] = Path("results/image"),
+    out: Annotated[Path, typer.Option(help="Folder of pictures and numbers.")] = IMAGE_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Images of a trained generator in the integers of the convolution core, beside the float ones."""
@@ -147,6 +150,12 @@ def image(
         from benchmarks.gan.image import prepare_image, print_image, print_quality, quality_rows
         from hw.config import chip_of
 
+        given = {
+            "--rtl": rtl, "--ratio": ratio != 1, "--resolution": resolution, "--wide": wide != "none",
+            "--preset": preset != "tiny", "--set": changes, "--out": out != IMAGE_FOLDER,
+        }  # fmt: skip
+        if every and (idle := [name for name, value in given.items() if value]):
+            raise ValueError(f"--every has no use for {', '.join(idle)}: leave it out")
         task = prepare_image(
             checkpoint, ratio, resolution, seed, count, wide, chip_of(preset, changes or ()), out, rtl=rtl
         )
@@ -170,6 +179,9 @@ def search(
         int, typer.Option(help="z behind a distance; the last check has four times as many.")
     ] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the searches.")] = 0,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Try all sub-generators of a small one instead of searching.")
+    ] = False,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
     changes: Changes = None,
     out: Annotated[Path, typer.Option(help="Folder of the numbers.")] = Path("results/search"),
@@ -183,8 +195,9 @@ def search(
         from hw.config import chip_of
 
         task = prepare_search(
-            checkpoint, population, generations, images, seed, chip_of(preset, changes or ()), out
-        )
+            checkpoint, population, generations, images, seed, chip_of(preset, changes or ()), out,
+            everything=everything,
+        )  # fmt: skip
     with progress_bar() as progress:
         result = task(progress)
     print_search(result, as_json=as_json)

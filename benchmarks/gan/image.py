@@ -29,8 +29,10 @@ from benchmarks.plots import style
 from hw.config import ChipConfig
 from hw.convolution import golden
 from hw.convolution.operations import Operation
+from hw.epilogue.config import Job, epilogue_config
+from hw.fir.config import Map, fir_config
 from sim.anycost import tasks
-from sim.convolution import Estimate, core_of, energy_pj, estimate, tasks_of, total
+from sim.convolution import Estimate, Task, core_of, energy_pj, estimate, tasks_of, total
 from sim.driver.generator import constant_name, image_step, operations
 
 PEAK = 2.0
@@ -181,9 +183,22 @@ def prepare_image(
         generator=generator, name=str(checkpoint), sub=generator.config.uniform(ratio, resolution), seed=seed,
         n_images=n_images, wide=wide, chip=chip, rtl=rtl, folder=folder,
     )  # fmt: skip
-    for operation in tasks(generator.config, task.sub, wide=wide):
-        estimate(operation, core_of(chip))  # rejects a layer that the array cannot take
+    check_fits(tasks(generator.config, task.sub, wide=wide), chip)
     return task
+
+
+def check_fits(operations: Sequence[Task], chip: ChipConfig) -> None:
+    """ValueError where array, filter or table of the chip's core cannot take an operation."""
+    core, filter_, table = core_of(chip), fir_config(chip), epilogue_config(chip)
+    for task in operations:
+        try:
+            estimate(task, core)
+            channels = task.out_shape[2]
+            Job(n_tables=-(-channels // table.lanes)).check(table)
+            if isinstance(task.of, Map):
+                replace(task.of, channels=min(channels, filter_.lanes)).check(filter_)
+        except ValueError as error:
+            raise ValueError(f"{chip.name} cannot run {task.name}: {error}") from None
 
 
 def styles_of(generator: Generator, seed: int, n: int) -> Tensor:

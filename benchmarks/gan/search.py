@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""``quartet search``: the cheapest sub-generators of a given quality, by products and by simulated time."""
+"""``quartet search``: the cheapest sub-generators of a given quality, by products and by estimated cycles."""
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -26,6 +28,7 @@ from sim.convolution import core_of
 
 RATIOS = (0.75, 0.5, 0.25)
 """Uniform sub-generators whose distance to the full images the others must keep."""
+MOST_TRIED = 20_000
 N_STEPS = 6
 """Searches of one bisection."""
 STATUS = "cycles: estimated in closed form; distances: measured in float"
@@ -39,7 +42,8 @@ class SearchTask:
     name: str
     note: str | None
     chip: ChipConfig
-    config: SearchConfig
+    config: SearchConfig | None
+    """None: try everything."""
     n_z: int
     folder: Path
 
@@ -58,7 +62,11 @@ class SearchTask:
             subs = {"uniform": uniform}
             for by, cost in costs.items():
                 show = _progress_of(progress, f"ratio {ratio:g}, by {by}")
-                subs[f"by {by}"] = cheapest(shape, cost, uniform, fitness, self.config, show)
+                subs[f"by {by}"] = (
+                    cheapest(shape, cost, uniform, fitness, self.config, show)
+                    if self.config
+                    else cheapest_of_all(shape, cost, uniform, fitness)
+                )
             rows += [
                 {
                     "ratio": ratio,
@@ -74,7 +82,7 @@ class SearchTask:
             "checkpoint": self.name,
             "note": self.note,
             "preset": self.chip.name,
-            "search": asdict(self.config),
+            "search": asdict(self.config) if self.config else "all tried",
             "n_z": self.n_z,
             "status": STATUS,
             "rows": rows,
@@ -112,6 +120,16 @@ def cheapest(
     return best
 
 
+def cheapest_of_all(
+    shape: GeneratorConfig, cost: Cost, uniform: SubGenerator, fitness: Fitness
+) -> SubGenerator:
+    """The same with certainty: the first, in the order of costs, that is near enough."""
+    every = itertools.product(*(shape.choices(i) for i in range(shape.n_styles)))
+    subs = sorted((SubGenerator(shape.resolution, widths) for widths in every), key=cost)
+    wanted = fitness(uniform)
+    return next((sub for sub in subs if cost(sub) < cost(uniform) and fitness(sub) <= wanted), uniform)
+
+
 def _narrower(shape: GeneratorConfig, sub: SubGenerator) -> Iterator[SubGenerator]:
     """One layer at a time with its next smaller width."""
     for i, width in enumerate(sub.widths):
@@ -125,7 +143,15 @@ def _progress_of(progress: Progress, what: str) -> Callable[[int], None]:
 
 
 def prepare_search(
-    checkpoint: Path, population: int, generations: int, n_z: int, seed: int, chip: ChipConfig, folder: Path
+    checkpoint: Path,
+    population: int,
+    generations: int,
+    n_z: int,
+    seed: int,
+    chip: ChipConfig,
+    folder: Path,
+    *,
+    everything: bool = False,
 ) -> SearchTask:
     """ValueError or OSError, one line, where something does not fit."""
     config = SearchConfig(population=population, generations=generations, seed=seed)
@@ -135,9 +161,13 @@ def prepare_search(
     generator, elastic = load_generator(folder_of_run), trained_elastic(folder_of_run)
     trained = elastic is not None and elastic.channels != "full"
     note = None if trained else f"{checkpoint} was not trained to make images with fewer channels"
+    n_subs = math.prod(len(generator.config.choices(i)) for i in range(generator.config.n_styles))
+    if everything and n_subs > MOST_TRIED:
+        raise ValueError(f"--everything tries at most {MOST_TRIED} sub-generators, not {n_subs}")
     latency_cost(generator.config, core_of(chip))(generator.full)  # rejects a core that is too small
     return SearchTask(
-        generator=generator, name=str(checkpoint), note=note, chip=chip, config=config, n_z=n_z,
+        generator=generator, name=str(checkpoint), note=note, chip=chip, n_z=n_z,
+        config=None if everything else config,
         folder=folder,
     )  # fmt: skip
 

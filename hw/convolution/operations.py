@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the convolution core runs: operations that read maps and write maps, one after the other.
 
-Imports numpy only. :mod:`.golden` computes them; the driver lowers them to commands.
+Imports numpy only. :mod:`.golden` computes them, :mod:`.program` lowers them to commands.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -8,11 +8,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from algo.anycost.architecture import GeneratorConfig
+from algo.anycost.generator import Generator
 from algo.anycost.quantise import QuantConfig, quantise
 from algo.gan.training import load_generator
 from benchmarks.cli import app
 from benchmarks.gan import image
 from benchmarks.gan.training import run_folder
+from hw.config import chip_of
 
 
 def run(*arguments):
@@ -88,12 +91,21 @@ def test_every_sub_generator(random_run):
         (["--count", 0], "count must be at least 1, not 0"),
         (["--preset", "huge"], "preset must be one of"),
         (["--set", "kv_sram_bytes=1024"], "must hold the input of one row of output"),
+        (
+            ["--set", "n_multipliers=4096", "--set", "kv_sram_bytes=4096"],
+            "cannot run conv3.blur: a row must be at most 10 beats, not 17",
+        ),
     ],
 )
 def test_bad_input(random_run, tmp_path, arguments, message):
     result = run(random_run, *arguments, "--out", tmp_path / "out")
     assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_every_has_no_use_for_other_options(random_run):
+    result = run(random_run, "--every", "--rtl", "--wide", "all")
+    assert result.exit_code == 2 and "--every has no use for --rtl, --wide" in result.stderr
 
 
 def test_no_run_there(tmp_path):
@@ -108,7 +120,7 @@ def test_the_image_in_verilog(random_run, tmp_path):
     found = json.loads(result.stdout)
     (measured,) = found["rtl"]
     assert measured["mismatches"] == [] and measured["n_writes"] > 1000
-    assert measured["cycles"] == pytest.approx(measured["estimated_cycles"], rel=0.1)
+    assert measured["cycles"] == pytest.approx(measured["estimated_cycles"], rel=0.05)
 
 
 def test_a_mismatch_is_an_error(random_run, tmp_path, monkeypatch):
@@ -119,3 +131,19 @@ def test_a_mismatch_is_an_error(random_run, tmp_path, monkeypatch):
     )
     result = run(random_run, "--count", 1, "--rtl", "--out", tmp_path)
     assert result.exit_code == 1 and "1 cycles (measured; estimated 3), ('x',)" in result.stdout
+
+
+@pytest.mark.full
+def test_config_f_in_verilog():
+    """64 pixels of the published widths, at ratio 0.25 up to 512 channels, on 32 x 32 multipliers."""
+    torch.manual_seed(0)
+    shape = GeneratorConfig(resolution=64)
+    generator = Generator(shape).eval().requires_grad_(False)
+    for layer in generator.convs:
+        torch.nn.init.constant_(layer.noise_strength, 0.1)
+    sub = shape.uniform(0.25)
+    quantised = quantise(generator, QuantConfig(n_images=4), [sub])
+    made = image.integers(quantised, image.styles_of(generator, 1, 1), sub)
+    measured = image.measured(made, chip_of("paper", ["n_multipliers=1024"]))
+    assert measured.mismatches == () and measured.n_writes > 100_000
+    assert measured.cycles == pytest.approx(measured.estimated_cycles, rel=0.03)

@@ -37,6 +37,7 @@ def test_as_cheap_as_the_best_of_all(cost):
     ]
     uniform = SHAPE.uniform(0.5)
     best = min((sub for sub in every if lost(sub) <= lost(uniform)), key=cost)
+    assert cost(search.cheapest_of_all(SHAPE, cost, uniform, lost)) == cost(best)
     found = search.cheapest(SHAPE, cost, uniform, lost, CONFIG)
     assert lost(found) <= lost(uniform)
     assert cost(best) <= cost(found) <= 1.05 * cost(best) < cost(uniform)
@@ -47,12 +48,13 @@ def test_nothing_cheaper_is_the_uniform_one():
     assert search.cheapest(SHAPE, steps, smallest, lost, CONFIG) == smallest
 
 
-def test_command(random_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [[], ["--everything"]])
+def test_command(random_run, tmp_path, monkeypatch, options):
     monkeypatch.setattr(search, "N_STEPS", 2)
     result = CliRunner().invoke(
         app,
-        ["search", str(random_run), "--population", "4", "--generations", "1", "--images", "1", "--out",
-         str(tmp_path), "--json"],
+        ["search", str(random_run), *options, "--population", "4", "--generations", "1", "--images", "1",
+         "--out", str(tmp_path), "--json"],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -70,8 +72,10 @@ def test_command(random_run, tmp_path, monkeypatch):
         (["--images", "0"], "images must be at least 1, not 0"),
         (["--population", "0"], "population must be at least 1, not 0"),
         (["--preset", "huge"], "preset must be one of"),
+        (["--everything"], "--everything tries at most 3 sub-generators, not"),
     ],
 )
-def test_bad_input(random_run, arguments, message):
+def test_bad_input(random_run, arguments, message, monkeypatch):
+    monkeypatch.setattr(search, "MOST_TRIED", 3)
     result = CliRunner().invoke(app, ["search", str(random_run), *arguments])
     assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
