@@ -19,7 +19,7 @@ from hw.systolic.config import MIN_PASS_CYCLES, SystolicConfig
 from hw.systolic.cycles import ready_cycles
 from hw.systolic.descriptor import Work, tile_rows
 
-from .config import RECORD_BYTES, ConvolutionConfig
+from .config import ConvolutionConfig
 from .dispatch import Kind
 from .program import Program
 from .traffic import addresses, lengths
@@ -370,12 +370,7 @@ class _Core:
         self.array, self.fir, self.epilogue = _Array(config.array), _Fir(), _Epilogue()
         self.writer = _Writer(config, latency_cycles)
         self.queues = {kind: _Fifo(config.queued_commands) for kind in Kind if kind != Kind.FENCE}
-        self.records = Walk(
-            base=program.base,
-            n_columns=program.n_commands,
-            column_stride=RECORD_BYTES,
-            n_bytes=RECORD_BYTES,
-        )
+        self.records = program.records
 
     def run(self) -> Timing:
         """Until the last command is taken."""

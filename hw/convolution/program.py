@@ -15,10 +15,10 @@ from hw.systolic.layer import Layer
 from hw.systolic.layout import ALIGN_BYTES
 
 from .commands import bits_of, command_layouts, record
-from .config import ConvolutionConfig
+from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import Kind
 from .maps import Place, Rectangle, for_array, planar
-from .operations import Conv, Fir, Operation, checked
+from .operations import Conv, Fir, MapShape, Operation, checked
 from .walk import Walk
 
 MARGIN_BYTES = 256
@@ -57,6 +57,11 @@ class Program:
         """Commands of the list."""
         return len(self.commands)
 
+    @property
+    def records(self) -> Walk:
+        """Where they lie."""
+        return _line(self.base, self.n_commands, RECORD_BYTES)
+
 
 def lowered(
     operations: Sequence[Operation], maps: Mapping[str, np.ndarray], config: ConvolutionConfig
@@ -70,7 +75,8 @@ def lowered(
     Raises
     ------
     ValueError
-        See :func:`hw.convolution.operations.checked`; a layer, a filtered row or a table larger than the
+        See :func:`hw.convolution.operations.checked`; a given map of another size or range than its reader
+        needs (one that nobody reads is left out); a layer, a filtered row or a table larger than the
         core takes; groups that do not fill whole tiles.
     """
     return _Lowering(operations, maps, config).program()
@@ -101,7 +107,9 @@ class _Lowering:
         for address, content in self.content:
             memory[address : address + len(content)] = content
         for name, values in self.maps.items():
-            self.places[name].write(memory, values)
+            if name in self.places:
+                _check_map(name, values, self.places[name].shape)
+                self.places[name].write(memory, values)
         return Program(
             memory=memory,
             base=base,
@@ -248,6 +256,14 @@ class _Lowering:
             self._command(Kind.OUTPUT, what, reader=number, job={"extra": placing, "walk": walk.fields})
         self.written.append(Written(operation=operation, rectangle=of))
         self.n_tables = 0
+
+
+def _check_map(name: str, values: np.ndarray, shape: MapShape) -> None:
+    size, bound = (shape.height, shape.width, shape.channels), 1 << (shape.bits - 1)
+    if values.shape != size:
+        raise ValueError(f"map {name!r} must be {list(size)}, not {list(values.shape)}")
+    if not (-bound <= int(values.min()) and int(values.max()) < bound):
+        raise ValueError(f"map {name!r} must be in {-bound}..{bound - 1}, not {values.min()}..{values.max()}")
 
 
 def _line(address: int, n: int, n_bytes: int) -> Walk:

@@ -94,7 +94,10 @@ class Reader(wiring.Component):
             word.eq(of.address[self.word_bits :] + step.place),
             step.offset.eq(begins[unit_bits:]),
             step.fresh.eq((of.first & (step.place == 0)) | (word != before)),
-            step.ends.eq(((step.place + 1) << self.word_bits) >= begins + of.n_bytes),
+            step.ends.eq(
+                (((step.place + 1) << self.word_bits) >= begins + of.n_bytes)
+                | (step.place == self.n_words - 1)  # longer elements are cut, not waited for
+            ),
             step.tag.eq(of.extra.tag),
             step.first.eq(of.first),
             step.last.eq(of.last),

@@ -12,12 +12,14 @@ from hw.harness.memory import Memory
 
 from .config import ADDRESS_BITS, COMMAND_COUNT_BITS, ConvolutionConfig
 from .cycles import replay
+from .dispatch import Kind
 from .golden import run
 from .operations import Fir, Operation
 from .program import Program, Written, lowered
 from .rtl import READ_PORTS
 from .runs import Run, runs
-from .traffic import Piece, pieces, writes
+from .traffic import Piece, pieces, requests, writes
+from .walk import Walk
 
 
 def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
@@ -59,7 +61,11 @@ def case_of(
                 ]
             )
         },
-        expected={"o_write": written, "o_done": np.zeros((1, 1), np.uint32)},
+        expected={
+            "o_write": written,
+            "o_done": np.zeros((1, 1), np.uint32),
+            **{f"o_request_{port}": beats for port, beats in request_beats(program, config).items()},
+        },
         max_cycles=_budget(program, config),
         memories={
             request: Memory(
@@ -88,6 +94,29 @@ def _passes(operation: Operation, config: ConvolutionConfig) -> int:
         return 2
     layer = operation.layer
     return 1 + layer.n_planes * layer.kernel**2 * -(-layer.n_in // (config.array.rows // 2))
+
+
+def request_beats(program: Program, config: ConvolutionConfig) -> dict[str, Beats]:
+    """Beats of each port's requests, in order."""
+    kinds = {Kind.WEIGHTS: "weights", Kind.INPUT: "input", Kind.SIDE: "side"}
+    walks: dict[str, list[Walk]] = {port: [] for port in READ_PORTS}
+    walks["commands"] = [program.records]
+    for kind, payload in program.commands:
+        if kind in kinds:
+            walks[kinds[kind]].append(payload[0])
+    return {
+        port: pack_fields(
+            [
+                (
+                    np.concatenate(
+                        [np.zeros(0, np.int64), *(requests(w, config.bus_bytes) for w in of_port)]
+                    ),
+                    config.bus_address_bits,
+                )
+            ]
+        )
+        for port, of_port in walks.items()
+    }
 
 
 def write_beats(program: Program, maps: Mapping[str, np.ndarray], config: ConvolutionConfig) -> Beats:

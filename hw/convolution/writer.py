@@ -160,7 +160,10 @@ class Writer(wiring.Component):
         ]
         last_place, last_plane, goes = Signal(), Signal(), Signal()
         m.d.comb += [
-            last_place.eq(((place + 1) << self.word_bits) >= address[: self.word_bits] + element.n_bytes),
+            last_place.eq(
+                (((place + 1) << self.word_bits) >= address[: self.word_bits] + element.n_bytes)
+                | (place == self.n_words - 1)  # longer elements are cut, not waited for
+            ),
             last_plane.eq((format_ != Format.PLANES) | plane),
             step.payload.write.address.eq(address[self.word_bits :] + place),
             step.payload.write.data.eq(bytes_.word_select(place, 8 * self.bus_bytes)),

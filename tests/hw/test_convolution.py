@@ -88,6 +88,12 @@ def test_rtl_writes_what_golden_says_when_the_cycle_model_says():
     assert problems(Convolution(SMALL), cases(SMALL, seed=1, n_random=2)) == []
 
 
+@pytest.mark.parametrize("bus_bytes", [4, 64])
+def test_narrowest_and_widest_bus(bus_bytes):
+    config = small(bus_bytes=bus_bytes)
+    assert problems(Convolution(config), [timed_case(mixture(np.random.default_rng(9)), config)]) == []
+
+
 @pytest.mark.parametrize("latency_cycles", [1, 40])
 def test_cycles_in_narrow_queues_and_in_other_memories(latency_cycles):
     """Where reads and writes wait for their answers."""
@@ -184,7 +190,7 @@ MUTANTS = [
     ("always the array", "feed", "Mux(of.filter, filtered.valid, array.valid)", "array.valid"),
     ("all elements for the first unit", "rtl", "source.payload.tag == tag", "tag == 0"),
     ("all for reader 0", "rtl", "reader.eq(epilogue.o.payload.reader)", "reader.eq(0)"),
-    ("records side by side", "rtl", "walk.column_stride.eq(RECORD_BYTES)", "walk.column_stride.eq(0)"),
+    ("the same record again", "rtl", "walk.column_stride.eq(RECORD_BYTES)", "walk.column_stride.eq(0)"),
     ("nobody waits for what is written", "program", "            self._command(Kind.FENCE)\n", ""),
     ("every job loads the table", "program", "        self.n_tables = 0\n", ""),
     ("noise by tile", "program", "n_tiles=of.n_tiles,\n        n_rows=of.n_rows,\n        row_stride=2",
@@ -269,6 +275,12 @@ def test_rejects_what_it_cannot_run():
     many = Layer(height=2, width=2, n_in=8, n_out=20, kernel=1)
     with pytest.raises(ValueError, match="n_tables must be at most 4, not 5"):
         lowered([conv("c", many, "x", rng, {"a": 8})], x, SMALL)
+    plain = conv("c", Layer(height=2, width=2, n_in=8, n_out=4, kernel=1), "x", rng, {"a": 8})
+    with pytest.raises(ValueError, match=r"map 'x' must be \[2, 2, 8\], not \[2, 1, 8\]"):
+        lowered([plain], {"x": x["x"][:, :1]}, SMALL)
+    with pytest.raises(ValueError, match=r"map 'x' must be in -128\.\.127, not 128\.\.128"):
+        lowered([plain], {"x": np.full((2, 2, 8), 128)}, SMALL)
+    assert "unread" not in lowered([plain], x | {"unread": x["x"]}, SMALL).places
     wide = Map(upsample=True, height=1, width=33, channels=1)
     with pytest.raises(ValueError, match="a row must be at most 32 beats, not 33"):
         lowered([fir("f", wide, "y", rng, {"a": 8})], {"y": np.zeros((1, 33, 1), np.int64)}, SMALL)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Convolution core: walks, reader, writer and dispatch by themselves, and their mutants."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from amaranth.lib import data
@@ -192,6 +194,39 @@ def fence_problems(case, log):
 def test_writer_writes_what_lies_together_at_once(shape, max_writes):
     component = writer.Writer(columns=shape[0], bus_bytes=shape[1], max_writes=max_writes)
     assert write_problems(component, *shape, seed=max_writes, max_writes=max_writes) == []
+
+
+def test_elements_longer_than_the_core_takes_are_cut():
+    """A wrong list must not keep a port busy for ever."""
+    long = Walk(base=64, n_columns=3, column_stride=8, n_bytes=255)
+    case, *_ = reading(8, 8, 4, depth=16, seed=1)
+    jobs = [{"extra": {"tag": 0}, "walk": long.fields}]
+    asked = [at // 8 + word for at in addresses(long) for word in (0, 1)]
+    asked = [word for n, word in enumerate(asked) if n == 0 or word != asked[n - 1]]
+    read = replace(
+        case,
+        inputs={"i": beats(job_layout(TAG), jobs)},
+        expected={"o": np.zeros((3, 3), np.uint32), "o_request": pack_fields([(np.array(asked), 29)])},
+        max_cycles=60,
+    )
+    ((_, log),) = run_cases(reader.Reader(bus_bytes=8, max_bytes=8, unit_bytes=4, depth=16), [read])
+    assert len(log.beats["o"]) == 3
+    assert np.array_equal(log.beats["o_request"], read.expected["o_request"])
+
+    shape = {"format": Format.HALVES, "plane_stride": 0}
+    outputs = [{"reader": 0, "job": {"extra": shape, "walk": long.fields}}]
+    written = replace(
+        writing(4, 8, seed=1, max_writes=63),
+        inputs={
+            "i_output": beats(output_layout(), outputs),
+            "i_fence": np.zeros((1, 1), np.uint32),
+            "i": pack_fields([(np.ones((3, 4), np.int64), 16), (np.zeros(3, np.int64), 1)]),
+        },
+        expected={"o_write": np.zeros((4, 3), np.uint32)},
+        max_cycles=60,
+    )
+    ((_, log),) = run_cases(writer.Writer(columns=4, bus_bytes=8, max_writes=63), [written])
+    assert len(log.cycles["i"]) == 3 and len(log.cycles["i_fence"]) == 1
 
 
 # --- dispatch -------------------------------------------------------------------------------------------
