@@ -28,8 +28,11 @@ SEED = 1
 
 
 def levels(rng: np.random.Generator) -> Iterator[Run]:
-    """Up-convolution, blur, convolution, skip, toRGB: from 8 to 16 px at three widths, from 16 to 32 px."""
-    for size, channels in ((8, 64), (8, 32), (8, 16), (16, 32)):
+    """Up-convolution, blur, convolution, skip, toRGB: from 8 to 16 px at five widths, from 16 to 32 px.
+
+    Pixels of 12 and 24 channels straddle the words of the bus.
+    """
+    for size, channels in ((8, 64), (8, 32), (8, 24), (8, 16), (8, 12), (16, 32)):
         run = block(rng, n_in=channels, n_up=channels, n_out=channels, size=size)
         yield replace(run, name=f"level of {2 * size} px, {channels} channels")
 
