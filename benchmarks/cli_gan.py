@@ -138,6 +138,10 @@ def image(
     ] = False,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
     changes: Changes = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Cycles by the core's exact cycle model as well: seconds an image."),
+    ] = False,
     rtl: Annotated[
         bool,
         typer.Option("--rtl", help="Run each image in simulated Verilog as well: minutes to build, once."),
@@ -151,14 +155,16 @@ def image(
         from hw.config import chip_of
 
         given = {
-            "--rtl": rtl, "--ratio": ratio != 1, "--resolution": resolution, "--wide": wide != "none",
-            "--preset": preset != "tiny", "--set": changes, "--out": out != IMAGE_FOLDER,
+            "--exact": exact, "--rtl": rtl, "--ratio": ratio != 1, "--resolution": resolution,
+            "--wide": wide != "none", "--preset": preset != "tiny", "--set": changes,
+            "--out": out != IMAGE_FOLDER,
         }  # fmt: skip
         if every and (idle := [name for name, value in given.items() if value]):
             raise ValueError(f"--every has no use for {', '.join(idle)}: leave it out")
         task = prepare_image(
-            checkpoint, ratio, resolution, seed, count, wide, chip_of(preset, changes or ()), out, rtl=rtl
-        )
+            checkpoint, ratio, resolution, seed, count, wide, chip_of(preset, changes or ()), out,
+            exact=exact, rtl=rtl,
+        )  # fmt: skip
     if every:
         print_quality(quality_rows(task.generator, seed, count), as_json=as_json)
         return

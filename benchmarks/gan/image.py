@@ -80,7 +80,18 @@ class Measured:
     n_writes: int
     """Words written and compared."""
     mismatches: tuple[str, ...]
-    """With golden, the first of each kind."""
+    """With golden, the first of each kind; with the exact cycle model."""
+
+
+def exact_cycles(made: Integers, chip: ChipConfig) -> int:
+    """By the core's exact cycle model, each port with a memory of the chip's latency: some seconds."""
+    from hw.convolution.config import convolution_config
+    from hw.convolution.cycles import replay
+    from hw.convolution.program import lowered
+
+    config = convolution_config(chip)
+    program = lowered(made.operations, {constant_name(made.record): made.record.constant}, config)
+    return replay(program, config, latency_cycles=chip.dram_latency_cycles).done
 
 
 def measured(made: Integers, chip: ChipConfig) -> Measured:
@@ -97,11 +108,13 @@ def measured(made: Integers, chip: ChipConfig) -> Measured:
     case = case_of(run, config, latency_cycles=chip.dram_latency_cycles)
     core = replace(core_of(chip), memory_bytes_per_cycle=math.inf)
     (log,) = verilated.run_cases(BLOCKS["convolution"], config, [case])
+    cycles, model = int(log.since_first_input("o_done")[-1]), exact_cycles(made, chip)
+    late = (f"done in cycle {cycles}, cycle model {model}",) if cycles != model else ()
     return Measured(
-        cycles=int(log.since_first_input("o_done")[-1]),
+        cycles=cycles,
         estimated_cycles=round(total(estimate(task, core) for task in tasks_of(made.operations)).cycles),
         n_writes=len(case.expected["o_write"]),
-        mismatches=judge(case, log).problems,
+        mismatches=(*judge(case, log).problems, *late),
     )
 
 
@@ -116,6 +129,7 @@ class ImageTask:
     n_images: int
     wide: str
     chip: ChipConfig
+    exact: bool
     rtl: bool
     folder: Path
 
@@ -146,6 +160,8 @@ class ImageTask:
             "layers": layers,
             "origin": "image: golden model of the core; cycles, traffic and energy: estimated in closed form",
         }
+        if self.exact:
+            found["exact_cycles"] = [exact_cycles(one, self.chip) for one in made]
         if self.rtl:
             found["rtl"] = [asdict(measured(one, self.chip)) for one in made]
         self._write(found, exact, images)
@@ -172,7 +188,7 @@ class ImageTask:
 
 def prepare_image(
     checkpoint: Path, ratio: float, resolution: int | None, seed: int, n_images: int, wide: str,
-    chip: ChipConfig, folder: Path, *, rtl: bool = False,
+    chip: ChipConfig, folder: Path, *, exact: bool = False, rtl: bool = False,
 ) -> ImageTask:  # fmt: skip
     """ValueError or OSError, one line, where something does not fit."""
     if n_images < 1:
@@ -181,7 +197,7 @@ def prepare_image(
     generator = load_generator(run_folder(checkpoint))
     task = ImageTask(
         generator=generator, name=str(checkpoint), sub=generator.config.uniform(ratio, resolution), seed=seed,
-        n_images=n_images, wide=wide, chip=chip, rtl=rtl, folder=folder,
+        n_images=n_images, wide=wide, chip=chip, exact=exact, rtl=rtl, folder=folder,
     )  # fmt: skip
     check_fits(tasks(generator.config, task.sub, wide=wide), chip)
     return task
@@ -352,8 +368,10 @@ def print_image(found: dict[str, Any], *, as_json: bool) -> None:
         f"{100 * cost['busy']:.0f} % busy, {cost['memory_bytes'] / 1e6:.3g} MB, {cost['energy_uj']:.3g} uJ "
         "(estimated)"
     )
+    for number, cycles in enumerate(found.get("exact_cycles", ())):
+        print(f"image {number} in the exact cycle model, a memory for each port: {cycles:,} cycles")
     for number, run in enumerate(found.get("rtl", ())):
-        agrees = run["mismatches"] or f"equal golden, {run['n_writes']:,} words written"
+        agrees = run["mismatches"] or f"equal golden and cycle model, {run['n_writes']:,} words written"
         cycles = f"{run['cycles']:,} cycles (measured; estimated {run['estimated_cycles']:,})"
         print(f"image {number} in simulated Verilog, a memory for each port: {cycles}, {agrees}")
     print(found["picture"])

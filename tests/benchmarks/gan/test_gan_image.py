@@ -115,10 +115,11 @@ def test_no_run_there(tmp_path):
 
 def test_the_image_in_verilog(random_run, tmp_path):
     """Bit for bit; the estimate is near."""
-    result = run(random_run, "--ratio", 0.5, "--count", 1, "--rtl", "--out", tmp_path, "--json")
+    result = run(random_run, "--ratio", 0.5, "--count", 1, "--exact", "--rtl", "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     (measured,) = found["rtl"]
+    assert found["exact_cycles"] == [measured["cycles"]]
     assert measured["mismatches"] == [] and measured["n_writes"] > 1000
     assert measured["cycles"] == pytest.approx(measured["estimated_cycles"], rel=0.05)
 
