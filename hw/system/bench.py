@@ -186,7 +186,7 @@ class Reader:
 
 
 class Writer:
-    """Memory behind a write master."""
+    """Memory behind a write master; bytes are there once their burst is answered, not before."""
 
     def __init__(self, bench: Bench, prefix: str) -> None:
         self.bench = bench
@@ -196,12 +196,18 @@ class Writer:
         self.bursts: deque[list[int]] = deque()
         self.words: deque[tuple[int, ...]] = deque()
         self.worst = OKAY
+        self.held: deque[list[tuple[int, int, int]]] = deque([[]])
+        """Address, word and strobe of each word of the bursts without an answer: written when it is given."""
 
     def drive(self) -> None:
         self.addresses.drive()
         self.data.drive()
         self.answers.after_edge()
+        was_offering = self.answers.is_offering
         self.answers.drive()
+        if self.answers.is_offering and not was_offering:
+            for word in self.held.popleft():
+                self._keep(*word)
 
     def sample(self) -> None:
         self.answers.sample()
@@ -220,14 +226,19 @@ class Writer:
         response = bench.response(address)
         self.worst = max(self.worst, response)
         if not response:
-            start = address - bench.run.base
-            raw = np.frombuffer(word.to_bytes(bench.bus_bytes, "little"), np.uint8)
-            written = np.array([strobe >> byte & 1 for byte in range(bench.bus_bytes)], dtype=bool)
-            bench.log.memory[start : start + bench.bus_bytes][written] = raw[written]
+            self.held[-1].append((address, word, strobe))
         if not burst:
             self.bursts.popleft()
+            self.held.append([])
             self.answers.put(bench.cycle + bench.run.latency_cycles, self.worst)
             self.worst = OKAY
+
+    def _keep(self, address: int, word: int, strobe: int) -> None:
+        bench = self.bench
+        start = address - bench.run.base
+        raw = np.frombuffer(word.to_bytes(bench.bus_bytes, "little"), np.uint8)
+        written = np.array([strobe >> byte & 1 for byte in range(bench.bus_bytes)], dtype=bool)
+        bench.log.memory[start : start + bench.bus_bytes][written] = raw[written]
 
 
 class Software:

@@ -411,6 +411,24 @@ def test_mutant_is_caught(name, monkeypatch):
     assert scenario_problems(scenario, log) != []
 
 
+def test_a_writer_that_acknowledges_too_early_is_caught(monkeypatch):
+    """A fence then opens before the next operation's maps are in memory; its commands are there already."""
+    ahead = small(rows=8, columns=4, bus_bytes=8, read_words=64)
+    first, _ = jobs(ahead)
+    slow = QUICK | {"latency_cycles": 120, "max_cycles": 20_000}
+    run = Run(name="slow", steps=first.steps(), base=BASE, memory=both(ahead), **slow)
+    (log,) = run_in_amaranth(ahead, [run], top=TOP)
+    assert first.problems(log) == []
+    broken = mutated(
+        "hw.system.convolution.writer",
+        "self.o.valid.eq(axi.bvalid & self.run)",
+        "self.o.valid.eq(axi.wvalid & axi.wready & self.run)",
+    )
+    monkeypatch.setattr(hw.system.convolution.rtl, "WordWriter", broken.WordWriter)
+    (log,) = run_in_amaranth(ahead, [run], top=TOP)
+    assert first.problems(log) != []
+
+
 # --- the table ------------------------------------------------------------------------------------------
 
 
