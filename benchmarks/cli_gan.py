@@ -224,7 +224,7 @@ def gan(
 ) -> None:
     """DiffAugment on few pictures and Anycost GAN's sub-generators, trained here: tables and plots.
 
-    Finished cases are reused, interrupted ones go on. Minutes on one core: emoji 40, fashion 40, anycost 75.
+    Finished cases are reused, interrupted ones go on. Minutes on one core: emoji 40, fashion 35, anycost 60.
     """
     with user_input():
         from benchmarks.gan.experiments import check_names, run_experiments

@@ -36,6 +36,9 @@ VARIANTS = {
 }
 """Conditioned discriminator and distillation in the last stage; the first is the method as published."""
 MAIN = "both"
+PROJECTION, SEARCH = "projection", "search"
+JUDGING = ("n_projected", "projection_steps", "search_ratios", "search", "n_search_z", "n_other_z")
+"""Settings that no training depends on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +68,8 @@ class Setup:
     search_ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
     """A budget is the cost of the uniform sub-generator of this ratio at the full resolution."""
     search: SearchConfig = field(default_factory=SearchConfig)
-    n_search_z: int = 16
-    n_other_z: int = 64
+    n_search_z: int = 128
+    n_other_z: int = 256
     """Fresh z that found and uniform sub-generator are compared on."""
     seed: int = 0
     device: str = "cpu"
@@ -109,20 +112,22 @@ class Programme:
         inputs = asdict(setup)
         del inputs["device"]
         self.inputs: dict[str, Any] = inputs | {"sha256": self.data.sha256, "features": NAME}
-        self.mark = fingerprint(self.inputs)
+        self.training_inputs = {key: value for key, value in self.inputs.items() if key not in JUDGING}
+        self.mark = fingerprint(self.training_inputs)
 
     def run(self) -> None:
         """All results that are not there yet, the published method first."""
         jobs: dict[str, Callable[[], dict[str, Any]]] = {
             f"channels-{MAIN}": partial(self._sub_generators, MAIN),
-            "projection": self._projection,
-            "search": self._search,
+            PROJECTION: self._projection,
+            SEARCH: self._search,
         }
         for resolution, ratio in self.setup.separate:
             jobs[f"separate-{resolution}x{ratio:g}"] = partial(self._separate, resolution, ratio)
         jobs |= {f"channels-{name}": partial(self._sub_generators, name) for name in VARIANTS if name != MAIN}
         for name, compute in jobs.items():
-            cached(self.folder, name, self.inputs, compute)
+            inputs = self.inputs if name in (PROJECTION, SEARCH) else self.training_inputs
+            cached(self.folder, name, inputs, compute)
 
     # ---- training ----
 
@@ -223,7 +228,9 @@ class Programme:
         for ratio in setup.search_ratios:
             uniform = shape.uniform(ratio)
             show = partial(self._show_generation, f"search at {ratio:g}")
-            found = evolve(shape, cost, cost(uniform), fitness, setup.search, on_generation=show)
+            found = evolve(
+                shape, cost, cost(uniform), fitness, setup.search, start=[uniform], on_generation=show
+            )
             rows.append(
                 {
                     "ratio": ratio,
