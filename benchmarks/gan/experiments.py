@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The three experiments behind ``quartet gan``."""
+"""The experiments behind ``quartet gan``."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from algo.gan.training import GanConfig
 from benchmarks.gan import elastic, few_shot
 from benchmarks.quality.progress import Progress
 
-NAMES = ("emoji", "fashion", "anycost")
+NAMES = (*few_shot.SETUPS, "anycost")
 
 
 def check_names(names: Sequence[str] | None) -> list[str]:
@@ -30,5 +30,5 @@ def run_experiments(names: Sequence[str], out: Path, device: str, threads: int, 
         if name == "anycost":
             elastic.run_elastic(out / name, elastic.Setup(device=device), progress)
         else:
-            setup = {"emoji": few_shot.EMOJI, "fashion": few_shot.FASHION}[name]
-            few_shot.run_few_shot(out / name, replace(setup, device=device), progress)
+            setup = replace(few_shot.SETUPS[name], device=device)
+            few_shot.run_few_shot(out / name, setup, progress)

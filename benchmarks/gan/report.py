@@ -15,7 +15,7 @@ from algo.files import write_atomically
 from benchmarks.gan.elastic import MAIN, VARIANTS
 from benchmarks.gan.experiments import NAMES
 from benchmarks.gan.features import NAME
-from benchmarks.gan.few_shot import COMMAND, REALS
+from benchmarks.gan.few_shot import COMMAND, REALS, SETUPS
 from benchmarks.gan.plots import (
     LOOKS,
     VARIANT_LABELS,
@@ -37,6 +37,12 @@ from benchmarks.quality.statistics import mean_and_half_interval
 from benchmarks.quality.store import load_results
 from benchmarks.runner import collect_provenance
 
+TITLES = {
+    "emoji": "100 emoji faces",
+    "emoji-no-r1": "100 emoji faces, without R1",
+    "fashion": "Fashion-MNIST, class-conditional",
+    "anycost": "Anycost GAN",
+}
 STATUS = f"simulated: training in float32 PyTorch; distances on features of {NAME}, not FID"
 
 
@@ -128,7 +134,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     provenance = asdict(collect_provenance(COMMAND))
     provenance["versions"] |= {"torch": version("torch")}
     summary: dict[str, Any] = {"status": STATUS, "provenance": provenance}
-    for name in ("emoji", "fashion"):
+    for name in SETUPS:
         if name in saved:
             summary[name] = few_shot_summary(saved[name])
     if "anycost" in saved:
@@ -234,12 +240,11 @@ def _optional(value: float | None) -> str:
 
 def markdown(summary: dict[str, Any]) -> str:
     """All tables."""
-    titles = {"emoji": "100 emoji faces", "fashion": "Fashion-MNIST", "anycost": "Anycost GAN"}
     parts = [f"Status: {summary['status']}.\n"]
     for name in NAMES:
         if name in summary:
             body = (anycost_markdown if name == "anycost" else few_shot_markdown)(summary[name])
-            parts.append(f"## {titles[name]}\n\n{body}")
+            parts.append(f"## {TITLES[name]}\n\n{body}")
     return "\n".join(parts)
 
 
@@ -249,14 +254,14 @@ def markdown(summary: dict[str, Any]) -> str:
 def _figures(folder: Path, summary: dict[str, Any]) -> dict[str, Figure]:
     """By file name."""
     figures: dict[str, Figure | None] = {}
-    if "emoji" in summary and summary["emoji"]["rows"]:
-        figures["emoji"] = figure_of(
-            [plot_curves, plot_seeds], summary["emoji"], "100 emoji faces at 32 pixels"
-        )
-        figures["emoji_samples"] = samples_figure(folder / "emoji", _emoji_samples(summary["emoji"]))
-    if "fashion" in summary and summary["fashion"]["rows"]:
-        title = "Fashion-MNIST, class-conditional"
-        figures["fashion"] = figure_of([plot_fractions, plot_gain], summary["fashion"], title)
+    for name in SETUPS:
+        if name not in summary or not summary[name]["rows"]:
+            continue
+        if name == "fashion":
+            figures[name] = figure_of([plot_fractions, plot_gain], summary[name], TITLES[name])
+        else:
+            figures[name] = figure_of([plot_curves, plot_seeds], summary[name], TITLES[name])
+            figures[f"{name}_samples"] = samples_figure(folder / name, _emoji_samples(summary[name]))
     if "anycost" in summary:
         found = summary["anycost"]
         plots: list[Plot] = [plot_costs] if MAIN in found["variants"] else []
@@ -285,7 +290,7 @@ def write(folder: Path, out: Path) -> list[Path]:
         "summary.json": (json.dumps(summary, indent=1) + "\n").encode(),
         "gan.md": markdown(summary).encode(),
     }
-    for name in ("emoji", "fashion"):
+    for name in SETUPS:
         if name in summary and summary[name]["rows"]:
             files[f"{name}.csv"] = as_csv(summary[name]["rows"]).encode()
     if "anycost" in summary and summary["anycost"]["variants"]:
