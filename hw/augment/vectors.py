@@ -31,7 +31,7 @@ ORDERS = [order for n in range(len(OPERATIONS) + 1) for order in permutations(OP
 
 
 def cases(config: AugmentConfig, *, seed: int, n_random: int) -> list[Case]:
-    """Smallest images, every order, extremes, the largest image, drawn parameters; then random jobs."""
+    """Smallest images, every order, longest lines, extremes, drawn parameters; then random jobs."""
     rng = np.random.default_rng(seed)
     most = min(config.max_size, config.max_pixels)
     sizes: dict[str, list[tuple[tuple[int, int], Sequence[str]]]] = {
