@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """From one image of an Anycost generator to the operations of the convolution core.
 
-Each number is a real one over a power of two that all channels of a table share, as large as the word takes.
-Between the two products of an epilogue stand values of 24 bits, whose unit is chosen so that the largest
-value that was seen fills a share :data:`FILL` of their range. So nothing that was calibrated saturates before
-the map is written, and a map saturates only beyond the range that its step was chosen for.
+Real numbers become words as :mod:`.words` says. Between the two products of an epilogue stand values of 24
+bits, whose unit is chosen so that the largest value that was seen fills a share :data:`~.words.FILL` of their
+range. So nothing that was calibrated saturates before the map is written, and a map saturates only beyond the
+range that its step was chosen for.
 """
 
 import math
@@ -13,23 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algo.anycost.record import ConvRecord, Floats, GeneratorRecord
-from hw.convolution.operations import Conv, Epilogue, Fir, Operation, Output
-from hw.epilogue.config import (
-    MAX_OUT_SHIFT,
-    MAX_SHIFT,
-    MAX_SIDE_SHIFT,
-    MULTIPLIER_BITS,
-    SCALE_BITS,
-    SIDE_BITS,
-    VALUE_BITS,
-    Activation,
-)
+from hw.convolution.operations import Conv, Epilogue, Fir, Operation
+from hw.epilogue.config import MAX_SIDE_SHIFT, SIDE_BITS, VALUE_BITS, Activation
 from hw.fir.config import Map
 from hw.systolic.descriptor import Layer
+from sim.driver.words import FILL, VALUE_LIMIT, WIDE_LIMIT, bias_of, multiplier_of, output_of
 
-FILL = 0.5
-"""Share of a range that the largest calibrated value fills: of 24 bits, and of 16 bits of a private map."""
-WIDE_LIMIT, VALUE_LIMIT = (1 << 15) - 1, (1 << (VALUE_BITS - 1)) - 1
 COLOUR_SHIFT = 7
 """Bits below the unit of an image that a sum of colours keeps: 16 + 7 of the 24, one more for the sum."""
 LRELU_GAIN = math.sqrt(2)
@@ -88,8 +77,8 @@ def _up(conv: ConvRecord) -> list[Operation]:
     """The transposed convolution writes a map of 16 bits, the filter reads it."""
     step = conv.between / (FILL * WIDE_LIMIT)
     unit = step / (1 << (VALUE_BITS - 17))
-    wide = _output(f"{conv.name}.wide", 16, np.full(conv.n_out, unit / step))
-    multiplier, shift = _multiplier(_sum_steps(conv) / unit)
+    wide = output_of(f"{conv.name}.wide", 16, np.full(conv.n_out, unit / step))
+    multiplier, shift = multiplier_of(_sum_steps(conv) / unit)
     scaled = Epilogue(
         multiplier=multiplier, shift=shift, bias=np.zeros(conv.n_out, np.int32), outputs=(wide,)
     )
@@ -110,17 +99,17 @@ def _up(conv: ConvRecord) -> list[Operation]:
 def _activated(conv: ConvRecord, steps: Floats) -> Epilogue:
     """Noise, bias, leaky ReLU and the readers' styles, from sums in units of ``steps``."""
     unit = conv.peak / (FILL * VALUE_LIMIT)
-    multiplier, shift = _multiplier(steps / unit)
+    multiplier, shift = multiplier_of(steps / unit)
     noise, side_shift = (None, 0) if conv.noise is None else _side(conv.noise / unit)
     return Epilogue(
         multiplier=multiplier,
         shift=shift,
-        bias=_bias(conv.bias, unit),
+        bias=bias_of(conv.bias, unit),
         activation=Activation.LEAKY,
         noise=noise,
         side_shift=side_shift,
         outputs=tuple(
-            _output(reader.name, reader.bits, LRELU_GAIN * reader.factors * unit / reader.step)
+            output_of(reader.name, reader.bits, LRELU_GAIN * reader.factors * unit / reader.step)
             for reader in conv.readers
         ),
     )
@@ -129,14 +118,14 @@ def _activated(conv: ConvRecord, steps: Floats) -> Epilogue:
 def _skip(n: int, size: int) -> Fir:
     """Colours of the level below, twice as large."""
     colours = np.full(3, 1.0)
-    multiplier, shift = _multiplier(colours * (1 << COLOUR_SHIFT))
+    multiplier, shift = multiplier_of(colours * (1 << COLOUR_SHIFT))
     return Fir(
         name=f"skip{n}",
         map=Map(upsample=True, height=size, width=size, channels=3),
         source=f"image{n - 1}",
         epilogue=Epilogue(
             multiplier=multiplier, shift=shift, bias=np.zeros(3, np.int32),
-            outputs=(_output(f"skip{n}", 16, colours / (1 << COLOUR_SHIFT)),),
+            outputs=(output_of(f"skip{n}", 16, colours / (1 << COLOUR_SHIFT)),),
         ),
     )  # fmt: skip
 
@@ -144,34 +133,15 @@ def _skip(n: int, size: int) -> Fir:
 def _colours(n: int, rgb: ConvRecord, step: float) -> Conv:
     """toRGB, added to what comes from below."""
     unit = step / (1 << COLOUR_SHIFT)
-    multiplier, shift = _multiplier(_sum_steps(rgb) / unit)
+    multiplier, shift = multiplier_of(_sum_steps(rgb) / unit)
     return Conv(
         name=rgb.name, layer=_layer(rgb), source=rgb.source.name, weights=rgb.weights.integers,
         epilogue=Epilogue(
-            multiplier=multiplier, shift=shift, bias=_bias(rgb.bias, unit),
+            multiplier=multiplier, shift=shift, bias=bias_of(rgb.bias, unit),
             residual=f"skip{n}" if n else None, side_shift=COLOUR_SHIFT if n else 0,
-            outputs=(_output(f"image{n}", 16, np.full(3, unit / step)),),
+            outputs=(output_of(f"image{n}", 16, np.full(3, unit / step)),),
         ),
     )  # fmt: skip
-
-
-# ---- real numbers to words ---------------------------------------------------------------------------------
-
-
-def _multiplier(values: Floats) -> tuple[NDArray[np.uint16], int]:
-    """uint16 and a right shift, error at most 2^-17 of the largest; ValueError above 65,535."""
-    integers, shift = fixed(values, (1 << MULTIPLIER_BITS) - 1, MAX_SHIFT)
-    return integers.astype(np.uint16), shift
-
-
-def _output(name: str, bits: int, values: Floats) -> Output:
-    """int16 scales and a right shift, error at most 2^-16 of the largest."""
-    integers, shift = fixed(values, (1 << (SCALE_BITS - 1)) - 1, MAX_OUT_SHIFT)
-    return Output(name=name, bits=bits, scale=integers.astype(np.int16), shift=shift)
-
-
-def _bias(values: Floats, unit: float) -> NDArray[np.int32]:
-    return np.rint(values / unit).clip(-VALUE_LIMIT - 1, VALUE_LIMIT).astype(np.int32)
 
 
 def _side(values: Floats) -> tuple[NDArray[np.int16], int]:
@@ -181,15 +151,3 @@ def _side(values: Floats) -> tuple[NDArray[np.int16], int]:
     if shift > MAX_SIDE_SHIFT:
         raise ValueError(f"noise must be below {limit << MAX_SIDE_SHIFT} units, not {np.abs(values).max():g}")
     return np.rint(values / (1 << shift)).clip(-limit, limit).astype(np.int16), shift
-
-
-def fixed(values: Floats, limit: int, max_shift: int) -> tuple[NDArray[np.int64], int]:
-    """Integers of at most ``limit`` and the largest shift with values = integers / 2^shift, rounded.
-
-    ValueError where a value alone exceeds ``limit``.
-    """
-    largest = float(np.abs(values).max())
-    if largest > limit:
-        raise ValueError(f"a factor must be at most {limit}, not {largest:g}")
-    shift = max_shift if largest == 0 else min(max_shift, math.floor(math.log2(limit / largest)))
-    return np.rint(values * 2.0**shift).astype(np.int64), shift

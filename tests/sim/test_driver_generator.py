@@ -13,6 +13,7 @@ from algo.anycost.quantise import QuantConfig, quantise
 from hw.convolution import golden
 from hw.convolution.operations import checked
 from sim.driver import generator as driver
+from sim.driver.words import fixed
 from tests.hw.mutants import mutated
 
 CONFIG = GeneratorConfig(resolution=16, channel_multiplier=1 / 64, max_channels=12, style_size=16)
@@ -129,7 +130,7 @@ def test_operations_can_run_and_end_with_the_image(quantised):
         ("LRELU_GAIN = math.sqrt(2)", "LRELU_GAIN = 1.4"),
         ("[: conv.n_out] * conv.demodulation", "[: conv.n_out] * conv.demodulation.mean()"),
         ("side_shift=COLOUR_SHIFT if n else 0", "side_shift=0"),
-        ("bias=_bias(conv.bias, unit)", "bias=_bias(0 * conv.bias, unit)"),
+        ("bias=bias_of(conv.bias, unit)", "bias=bias_of(0 * conv.bias, unit)"),
         ("np.rint(values / (1 << shift)).clip", "np.rint(values / (2 << shift)).clip"),
         ("Activation.LEAKY", "Activation.NONE"),
     ],
@@ -142,11 +143,11 @@ def test_mutant_is_caught(quantised, old, new):
 
 def test_fixed():
     """As large as the word takes; the last bit counts."""
-    assert driver.fixed(np.array([1.0, 0.5]), 65_535, 47)[1] == 15
-    assert driver.fixed(np.array([65_535.0]), 65_535, 47)[0] == 65_535
-    integers, shift = driver.fixed(np.array([0.3, -0.7]), 32_767, 39)
+    assert fixed(np.array([1.0, 0.5]), 65_535, 47)[1] == 15
+    assert fixed(np.array([65_535.0]), 65_535, 47)[0] == 65_535
+    integers, shift = fixed(np.array([0.3, -0.7]), 32_767, 39)
     assert shift == 15 and integers.tolist() == [round(0.3 * 2**15), -round(0.7 * 2**15)]
-    assert driver.fixed(np.array([1e-12]), 65_535, 47) == (np.array([141]), 47)
-    assert driver.fixed(np.zeros(2), 65_535, 47)[0].tolist() == [0, 0]
+    assert fixed(np.array([1e-12]), 65_535, 47) == (np.array([141]), 47)
+    assert fixed(np.zeros(2), 65_535, 47)[0].tolist() == [0, 0]
     with pytest.raises(ValueError, match="a factor must be at most 65535, not 65535"):
-        driver.fixed(np.array([65_535.4]), 65_535, 47)
+        fixed(np.array([65_535.4]), 65_535, 47)
