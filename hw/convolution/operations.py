@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import Activation, Job, Reader, Side, Table
 from hw.fir.config import Map
 from hw.systolic.descriptor import Layer
@@ -170,7 +171,41 @@ class Fir:
         return (*self.map.out_size, self.map.channels)
 
 
-Operation = Conv | Fir
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Depthwise:
+    """Every channel by itself: ``source`` of 8 bits (16 if ``layer.wide``)."""
+
+    name: str
+    layer: DepthwiseLayer
+    source: str
+    weights: NDArray[np.int8]
+    """int8[channels, kernel, kernel]"""
+    epilogue: Epilogue
+
+    def __post_init__(self) -> None:
+        layer = self.layer
+        _check("weights", self.weights, np.int8, (layer.channels, layer.kernel, layer.kernel))
+        _check_epilogue(self.epilogue, self.out_shape)
+
+    def lists(self) -> list[MemoryList]:
+        """Those that are read or written."""
+        return self.epilogue.lists()
+
+    @property
+    def source_shape(self) -> MapShape:
+        """What the layer reads."""
+        layer = self.layer
+        return MapShape(
+            height=layer.height, width=layer.width, channels=layer.channels, bits=16 if layer.wide else 8
+        )
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of sums and outputs."""
+        return self.layer.out_height, self.layer.out_width, self.layer.channels
+
+
+Operation = Conv | Fir | Depthwise
 
 
 def output_shapes(operation: Operation) -> dict[str, MapShape]:

@@ -18,7 +18,7 @@ from .commands import bits_of, command_layouts, record
 from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import Kind
 from .maps import Place, Rectangle, for_array, planar
-from .operations import Conv, Fir, MapShape, Operation, checked
+from .operations import Conv, Depthwise, Fir, MapShape, Operation, checked
 from .walk import Walk
 
 MARGIN_BYTES = 256
@@ -167,6 +167,8 @@ class _Lowering:
         Job(n_tables=self.n_tables).check(self.config.epilogue)
         if isinstance(operation, Conv):
             self._conv(operation)
+        elif isinstance(operation, Depthwise):
+            raise ValueError(f"{operation.name}: depthwise layers have no commands yet")
         else:
             self._fir(operation)
 

@@ -14,7 +14,7 @@ from .config import ADDRESS_BITS, COMMAND_COUNT_BITS, ConvolutionConfig
 from .cycles import replay
 from .dispatch import Kind
 from .golden import run
-from .operations import Fir, Operation
+from .operations import Conv, Depthwise, Operation
 from .program import Program, Written, lowered
 from .rtl import READ_PORTS
 from .runs import Run, runs
@@ -90,7 +90,9 @@ def _budget(program: Program, config: ConvolutionConfig) -> int:
 
 
 def _passes(operation: Operation, config: ConvolutionConfig) -> int:
-    if isinstance(operation, Fir):
+    if isinstance(operation, Depthwise):
+        return operation.layer.kernel**2
+    if not isinstance(operation, Conv):
         return 2
     layer = operation.layer
     return 1 + layer.n_planes * layer.kernel**2 * -(-layer.n_in // (config.array.rows // 2))

@@ -1,0 +1,1 @@
+"""Depthwise convolution: every channel by itself, a few multipliers for each."""
