@@ -187,10 +187,6 @@ class Depthwise:
         _check("weights", self.weights, np.int8, (layer.channels, layer.kernel, layer.kernel))
         _check_epilogue(self.epilogue, self.out_shape)
 
-    def lists(self) -> list[MemoryList]:
-        """Those that are read or written."""
-        return self.epilogue.lists()
-
     @property
     def source_shape(self) -> MapShape:
         """What the layer reads."""
