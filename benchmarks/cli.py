@@ -10,6 +10,7 @@ import typer
 from benchmarks.cli_common import PRESET_HELP, Changes, Device, user_input
 from benchmarks.cli_core import core_app
 from benchmarks.cli_gan import gan_app
+from benchmarks.cli_tinytl import tinytl_app
 from benchmarks.cli_train import train_app
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(core_app)
 app.add_typer(gan_app)
+app.add_typer(tinytl_app)
 app.add_typer(train_app, name="train")
 
 
@@ -319,34 +321,6 @@ def run(
         print(f"record: {recorded.save(record)}", file=sys.stderr)
     if result.mismatches:
         raise typer.Exit(1)
-
-
-@app.command()
-def memory(
-    measure: Annotated[
-        str | None, typer.Option(help="Also measure real steps of this method, such as lite+bias.")
-    ] = None,
-    resolution: Annotated[int, typer.Option(help="Of the measured steps, pixels.")] = 224,
-    batch_size: Annotated[int, typer.Option(min=1, help="Of the measured steps, pictures.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
-) -> None:
-    """TinyTL's memory of a training step: published, counted on two bases, and measured."""
-    from benchmarks.tinytl.console import print_memory
-    from benchmarks.tinytl.memory import FLOWERS, measured_steps, memory_rows
-
-    measured = []
-    if measure:
-        with user_input():
-            from algo.tinytl.architecture import check_resolution
-            from algo.tinytl.architecture import method as method_named
-
-            check_resolution(FLOWERS, resolution)
-            if method_named(measure).convolutions:
-                raise ValueError("--measure must leave convolutions frozen, as all methods but full do")
-        for step in measured_steps(measure, resolution, batch_size):
-            print(f"{step.mode}: {step.live_mb:.1f} MB", file=sys.stderr)
-            measured.append(step)
-    print_memory(memory_rows(), measured, as_json=as_json)
 
 
 def _classify(image: Path | None, n_top: int, *, as_json: bool) -> None:

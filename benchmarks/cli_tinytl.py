@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""``quartet memory`` and ``transfer``: TinyTL from the command line."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.cli_common import Device, user_input
+
+tinytl_app = typer.Typer()
+
+
+@tinytl_app.command()
+def memory(
+    measure: Annotated[
+        str | None, typer.Option(help="Also measure real steps of this method, such as lite+bias.")
+    ] = None,
+    resolution: Annotated[int, typer.Option(help="Of the measured steps, pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of the measured steps, pictures.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """TinyTL's memory of a training step: published, counted on two bases, and measured."""
+    from benchmarks.tinytl.console import print_memory
+    from benchmarks.tinytl.memory import FLOWERS, measured_steps, memory_rows
+
+    measured = []
+    if measure:
+        with user_input():
+            from algo.tinytl.architecture import check_resolution
+            from algo.tinytl.architecture import method as method_named
+
+            check_resolution(FLOWERS, resolution)
+            if method_named(measure).convolutions:
+                raise ValueError("--measure must leave convolutions frozen, as all methods but full do")
+        for step in measured_steps(measure, resolution, batch_size):
+            print(f"{step.mode}: {step.live_mb:.1f} MB", file=sys.stderr)
+            measured.append(step)
+    print_memory(memory_rows(), measured, as_json=as_json)
+
+
+@tinytl_app.command()
+def transfer(
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="last, bias, lite, lite+bias, norm+last or full; repeatable. Default: four of them."
+        ),
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeatable; default 0, 1, 2.")] = None,
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/transfer"),
+    report: Annotated[Path | None, typer.Option(help="Folder of table and plot; default OUT/report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """TinyTL's methods on Fashion-MNIST, several seeds: accuracy beside memory. About an hour on one core.
+
+    Finished runs are reused, an interrupted one goes on.
+    """
+    with user_input():
+        from benchmarks.quality.progress import progress_bar
+        from benchmarks.tinytl.methods import Setup, run_methods
+        from benchmarks.tinytl.methods_report import print_summary, write
+
+        chosen = {"methods": tuple(method)} if method else {}
+        seeds = {"seeds": tuple(seed)} if seed else {}
+        setup = Setup(device=device, **chosen, **seeds)
+    with progress_bar() as progress, user_input():
+        run_methods(out, setup, threads, progress)
+        written = write(out, report or out / "report")
+    print_summary(out, written, as_json=as_json)
