@@ -2,6 +2,7 @@
 """``quartet memory`` and ``transfer``: TinyTL from the command line."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -64,9 +65,11 @@ def transfer(
         from benchmarks.tinytl.methods import Setup, run_methods
         from benchmarks.tinytl.methods_report import print_summary, write
 
-        chosen = {"methods": tuple(method)} if method else {}
-        seeds = {"seeds": tuple(seed)} if seed else {}
-        setup = Setup(device=device, **chosen, **seeds)
+        setup = Setup(device=device)
+        if method:
+            setup = replace(setup, methods=tuple(method))
+        if seed:
+            setup = replace(setup, seeds=tuple(seed))
     with progress_bar() as progress, user_input():
         run_methods(out, setup, threads, progress)
         written = write(out, report or out / "report")
