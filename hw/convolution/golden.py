@@ -6,12 +6,25 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hw.depthwise.golden import depthwise
+from hw.epilogue.config import Table
 from hw.epilogue.golden import epilogue
 from hw.fir.config import FirConfig
 from hw.fir.golden import filtered
 from hw.systolic.golden import convolution
 
-from .operations import FIR_OUT_BITS, FIR_SOURCE_BITS, Conv, Depthwise, MapShape, Operation, checked
+from .lists import check_list, initial
+from .operations import (
+    FIR_OUT_BITS,
+    FIR_SOURCE_BITS,
+    Conv,
+    Depthwise,
+    Epilogue,
+    MapShape,
+    Operation,
+    PixelWeights,
+    checked,
+    lists_of,
+)
 
 ANY_MAP = FirConfig(
     lanes=64, element_bits=FIR_SOURCE_BITS, out_bits=FIR_OUT_BITS, row_beats=65_536, max_channels=4096,
@@ -23,52 +36,80 @@ Maps = Mapping[str, torch.Tensor]
 
 
 def run(operations: Sequence[Operation], maps: Maps) -> dict[str, torch.Tensor]:
-    """All maps, those given and those that ``operations`` write, in order.
+    """All maps and lists, those given and those that ``operations`` write, in order.
 
     Parameters
     ----------
-    maps : int64[height, width, channels] by name
+    maps : int64[height, width, channels] by name; and int64 of lists that begin with something else than the
+        operations say
 
     Raises
     ------
     TypeError, ValueError
-        See :func:`.operations.checked`; a given map of another dtype or size, an element out of range.
+        See :func:`.operations.checked` and :func:`.operations.lists_of`; a given map or list of another
+        dtype or size, an element out of range.
     """
-    shapes = checked(operations, maps)
-    known = dict(maps)
+    shapes, lists = checked(operations, maps), lists_of(operations)
+    if both := sorted(shapes.keys() & lists.keys()):
+        raise ValueError(f"maps and lists must have names of their own, not {both[0]!r}")
+    known = {name: torch.from_numpy(initial(one)) for name, one in lists.items()} | dict(maps)
     for name in maps.keys() & shapes.keys():
         check_map(name, known[name], shapes[name])
+    for name in maps.keys() & lists.keys():
+        check_list(name, known[name].numpy(), lists[name])
     for operation in operations:
-        known |= outputs(operation, sums(operation, known[operation.source]), known)
+        known |= outputs(operation, sums(operation, known), known)
     return known
 
 
 def check_map(name: str, value: torch.Tensor, shape: MapShape) -> None:
     """TypeError or ValueError where the map is not what its reader needs."""
-    size, bound = [shape.height, shape.width, shape.channels], 1 << (shape.bits - 1)
+    size, (low, high) = [shape.height, shape.width, shape.channels], shape.bounds
     if value.dtype != torch.int64 or list(value.shape) != size:
         raise TypeError(f"map {name!r} must be int64{size}, not {value.dtype}{list(value.shape)}")
-    if not (-bound <= int(value.min()) and int(value.max()) < bound):
-        raise ValueError(f"map {name!r} must be in {-bound}..{bound - 1}")
+    if not (low <= int(value.min()) and int(value.max()) <= high):
+        raise ValueError(f"map {name!r} must be in {low}..{high}")
 
 
-def sums(operation: Operation, source: torch.Tensor) -> torch.Tensor:
+def sums(operation: Operation, maps: Maps) -> torch.Tensor:
     """What array, filter or depthwise unit send to the epilogue: int64[height, width, channels], at most 32
     signed bits."""
+    source = maps[operation.source]
     if isinstance(operation, Conv):
-        return convolution(source, torch.from_numpy(operation.weights).long(), operation.layer)
+        return convolution(source, weights(operation, maps), operation.layer)
     if isinstance(operation, Depthwise):
         return depthwise(source, torch.from_numpy(operation.weights).long(), operation.layer)
     return filtered(source, operation.map, ANY_MAP)
 
 
+def weights(operation: Conv, maps: Maps) -> torch.Tensor:
+    """int64[n_out, n_in / groups, kernel, kernel], wherever they come from."""
+    if isinstance(of := operation.weights, PixelWeights):
+        return maps[of.name].flatten(end_dim=1).T[..., None, None]
+    if operation.named_weights is not None:
+        return maps[operation.named_weights]
+    return torch.from_numpy(of).long()
+
+
 def outputs(operation: Operation, x: torch.Tensor, maps: Maps) -> dict[str, torch.Tensor]:
-    """The maps that the epilogue writes from the sums ``x``."""
+    """The maps and sums that the epilogue writes from the sums ``x``."""
     e = operation.epilogue
-    side = None
-    if e.noise is not None:
-        side = torch.from_numpy(e.noise).long()[..., None]
-    elif e.residual is not None:
-        side = maps[e.residual]
-    made = epilogue(x, e.job(), e.table(), side)
-    return {output.name: value for output, value in zip(e.outputs, made.maps, strict=True)}
+    made = epilogue(x, e.job(), table(e, maps), side(e, maps))
+    written = {output.name: value for output, value in zip(e.outputs, made.maps, strict=True)}
+    if e.mask is not None:
+        written[e.mask] = made.mask.long()
+    if e.reduce is not None and made.sums is not None:
+        written[e.reduce.name] = made.sums
+    return written
+
+
+def table(of: Epilogue, maps: Maps) -> Table:
+    """Multiplier, bias and scales as they now are."""
+    return of.table() if of.named_table is None else Table.of_words(maps[of.named_table].numpy())
+
+
+def side(of: Epilogue, maps: Maps) -> torch.Tensor | None:
+    """Noise, residual, mask or factor."""
+    if of.noise is not None:
+        return torch.from_numpy(of.noise).long()[..., None]
+    return None if of.side_map is None else maps[of.side_map]

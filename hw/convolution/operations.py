@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw.depthwise.layer import DepthwiseLayer
-from hw.epilogue.config import Activation, Job, Reader, Side, Table
+from hw.epilogue.config import SUM_BITS, Activation, Job, Reader, Reduction, Side, Table
 from hw.fir.config import Map
 from hw.systolic.descriptor import Layer
 
+from .lists import MemoryList, merged, sums_list, table_list, weight_list
+
 MAX_OUTPUTS = 2
+MAX_REDUCED_PIXELS = (1 << (SUM_BITS - 1 - 30)) - 1
+"""Pixels whose products, each of at most 2^30, a sum surely holds."""
 FIR_SOURCE_BITS, FIR_OUT_BITS = 16, 18
 """Element of a filtered map, and of the filter's sum: four times as large at most."""
 
@@ -28,7 +32,12 @@ class MapShape:
     width: int
     channels: int
     bits: int
-    """8 or 16."""
+    """8 or 16, or 1, of a mask: 0 or 1."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Lowest and highest element."""
+        return (0, 1) if self.bits == 1 else (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,11 +53,24 @@ class Output:
     """0..39"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduce:
+    """For each channel sums over all pixels of r = rnd(v, shift), saturated to 16 bits: of r, and of r r, or
+    of r times the map that the epilogue calls ``product``. A list int64[channels, 2]."""
+
+    name: str
+    shift: int
+    """0..23"""
+    kind: Reduction = Reduction.SQUARE
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Epilogue:
     """What becomes of the sums x of an operation; see :mod:`hw.epilogue` for the equations.
 
     t = rnd(x multiplier[c], shift);  u = t + bias[c] + (side << side_shift);  v = activation(u)
+
+    At most one of ``noise``, ``residual``, ``masked_by`` and ``product`` is given.
     """
 
     multiplier: NDArray[np.uint16]
@@ -65,17 +87,30 @@ class Epilogue:
     noise: NDArray[np.int16] | None = None
     """int16[height, width], the same for every channel."""
     residual: str | None = None
-    """Name of a map of 16 bits, as large as the output; not together with noise."""
+    """Name of a map of 16 bits, as large as the output."""
     side_shift: int = 0
     """Of noise or residual; 0..15."""
+    masked_by: str | None = None
+    """Name of a mask as large as the output: v is 0 where it is 0."""
+    product: str | None = None
+    """Name of a map of 16 bits, as large as the output, which only ``reduce`` sees."""
+    mask: str | None = None
+    """Name of the mask that is written: where a gradient passes the activation."""
+    reduce: Reduce | None = None
+    named_table: str | None = None
+    """Name of a list that holds multiplier, bias and scales, and begins with those given here; see
+    :class:`.lists.TableList`. Others may rewrite it."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.outputs) <= MAX_OUTPUTS:
             raise ValueError(f"outputs must be 1..{MAX_OUTPUTS}, not {len(self.outputs)}")
-        if len({output.name for output in self.outputs}) != len(self.outputs):
-            raise ValueError(f"outputs must have names of their own, not {[o.name for o in self.outputs]}")
-        if self.noise is not None and self.residual is not None:
-            raise ValueError("noise and residual cannot both be given")
+        names = [*(output.name for output in self.outputs), *([self.mask] if self.mask else [])]
+        if len(set(names)) != len(names):
+            raise ValueError(f"outputs must have names of their own, not {names}")
+        sides = {"noise", "residual", "masked_by", "product"}
+        given = sorted(name for name in sides if getattr(self, name) is not None)
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} cannot both be given")
         shape = (len(self.multiplier),)
         _check("multiplier", self.multiplier, np.uint16, shape)
         _check("bias", self.bias, np.int32, shape)
@@ -88,15 +123,42 @@ class Epilogue:
 
     def job(self) -> Job:
         """The settings, for a map of any number of beats."""
-        side = Side.NOISE if self.noise is not None else Side.RESIDUAL if self.residual else Side.NONE
         return Job(
             shift=self.shift,
-            side=side,
+            side=self.side,
             side_shift=self.side_shift,
             activation=self.activation,
             limit=self.limit,
             readers=tuple(Reader(shift=o.shift, wide=o.bits == 16) for o in self.outputs),
+            mask=self.mask is not None,
+            reduction=self.reduce.kind if self.reduce else Reduction.NONE,
+            reduce_shift=self.reduce.shift if self.reduce else 0,
         )
+
+    @property
+    def side(self) -> Side:
+        """Which of them is given."""
+        if self.noise is not None:
+            return Side.NOISE
+        if self.residual is not None:
+            return Side.RESIDUAL
+        if self.masked_by is not None:
+            return Side.MASK
+        return Side.NONE if self.product is None else Side.PRODUCT
+
+    @property
+    def side_map(self) -> str | None:
+        """Name of the map on the side."""
+        return self.residual or self.masked_by or self.product
+
+    def lists(self) -> list[MemoryList]:
+        """Those that are read or written."""
+        made: list[MemoryList] = []
+        if self.named_table is not None:
+            made.append(table_list(self.named_table, self.table()))
+        if self.reduce is not None:
+            made.append(sums_list(self.reduce.name, self.channels))
+        return made
 
     def table(self) -> Table:
         """What differs by channel."""
@@ -112,6 +174,16 @@ class Epilogue:
         return len(self.multiplier)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelWeights:
+    """A map of 8 bits as weights of a 1x1 convolution: pixel number p, of channel c, times input channel p,
+    is for output channel c."""
+
+    name: str
+    height: int
+    width: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conv:
     """A convolution: ``source`` of 8 bits (16 if ``layer.wide``), ``layer.stored`` channels."""
@@ -119,19 +191,44 @@ class Conv:
     name: str
     layer: Layer
     source: str
-    weights: NDArray[np.int8]
+    weights: NDArray[np.int8] | PixelWeights
     """int8[n_out or more, n_in / groups or more, kernel, kernel]; the first of each group are used."""
     epilogue: Epilogue
+    named_weights: str | None = None
+    """Name of a list that holds the weights, and begins with those given here; see
+    :class:`.lists.WeightList`. Others may rewrite it."""
 
     def __post_init__(self) -> None:
         layer = self.layer
+        _check_epilogue(self.epilogue, self.out_shape)
+        if isinstance(self.weights, PixelWeights):
+            self._check_pixels(self.weights)
+            return
         _check("weights", self.weights, np.int8, (*self.weights.shape[:2], layer.kernel, layer.kernel))
         n_out, n_in = len(self.weights), self.weights.shape[1] * layer.groups
         if n_out < layer.n_out or n_in < layer.n_in:
             raise ValueError(
                 f"weights must be for {layer.n_out} outputs and {layer.n_in} inputs, not {n_out} and {n_in}"
             )
-        _check_epilogue(self.epilogue, self.out_shape)
+
+    def _check_pixels(self, of: PixelWeights) -> None:
+        layer = self.layer
+        if self.named_weights is not None:
+            raise ValueError(f"named_weights must be None where weights are the map {of.name!r}")
+        if layer.kernel != 1 or layer.groups != 1 or layer.transposed:
+            raise ValueError(f"weights from the map {of.name!r} need a plain 1x1 layer, not {layer}")
+        if of.height * of.width != layer.n_in:
+            raise ValueError(
+                f"weights must be of {layer.n_in} pixels, not the {of.height * of.width} of map {of.name!r}"
+            )
+
+    def lists(self) -> list[MemoryList]:
+        """Those that are read or written."""
+        made = self.epilogue.lists()
+        if self.named_weights is not None:
+            assert isinstance(self.weights, np.ndarray)
+            made.append(weight_list(self.named_weights, self.weights, self.layer))
+        return made
 
     @property
     def source_shape(self) -> MapShape:
@@ -165,6 +262,10 @@ class Fir:
         of = self.map
         return MapShape(height=of.height, width=of.width, channels=of.channels, bits=FIR_SOURCE_BITS)
 
+    def lists(self) -> list[MemoryList]:
+        """Those that are read or written."""
+        return self.epilogue.lists()
+
     @property
     def out_shape(self) -> tuple[int, int, int]:
         """Height, width, channels of sums and outputs."""
@@ -187,6 +288,10 @@ class Depthwise:
         _check("weights", self.weights, np.int8, (layer.channels, layer.kernel, layer.kernel))
         _check_epilogue(self.epilogue, self.out_shape)
 
+    def lists(self) -> list[MemoryList]:
+        """Those that are read or written."""
+        return self.epilogue.lists()
+
     @property
     def source_shape(self) -> MapShape:
         """What the layer reads."""
@@ -207,19 +312,30 @@ Operation = Conv | Fir | Depthwise
 def output_shapes(operation: Operation) -> dict[str, MapShape]:
     """The maps that it writes."""
     height, width, channels = operation.out_shape
-    return {
-        output.name: MapShape(height=height, width=width, channels=channels, bits=output.bits)
-        for output in operation.epilogue.outputs
-    }
+    epilogue = operation.epilogue
+    bits = {output.name: output.bits for output in epilogue.outputs}
+    if epilogue.mask is not None:
+        bits[epilogue.mask] = 1
+    return {name: MapShape(height=height, width=width, channels=channels, bits=n) for name, n in bits.items()}
 
 
 def read_shapes(operation: Operation) -> dict[str, MapShape]:
-    """The maps that it reads: source, residual."""
+    """The maps that it reads: source, side, weights."""
     shapes = {operation.source: operation.source_shape}
-    if (name := operation.epilogue.residual) is not None:
-        height, width, channels = operation.out_shape
-        shapes[name] = MapShape(height=height, width=width, channels=channels, bits=16)
+    height, width, channels = operation.out_shape
+    epilogue = operation.epilogue
+    if (name := epilogue.side_map) is not None:
+        bits = 1 if epilogue.side == Side.MASK else 16
+        shapes[name] = MapShape(height=height, width=width, channels=channels, bits=bits)
+    if isinstance(operation, Conv) and isinstance(of := operation.weights, PixelWeights):
+        shapes[of.name] = MapShape(height=of.height, width=of.width, channels=channels, bits=8)
     return shapes
+
+
+def lists_of(operations: Sequence[Operation]) -> dict[str, MemoryList]:
+    """All lists that have a name; ValueError where two operations want one differently, see
+    :func:`.lists.merged`."""
+    return merged(of for operation in operations for of in operation.lists())
 
 
 def checked(operations: Sequence[Operation], given: Collection[str]) -> dict[str, MapShape]:
@@ -249,8 +365,8 @@ def checked(operations: Sequence[Operation], given: Collection[str]) -> dict[str
 
 def _layouts_read(operation: Operation) -> Iterator[tuple[str, str]]:
     yield operation.source, "pixels" if isinstance(operation, Conv) else "planar"
-    if operation.epilogue.residual is not None:
-        yield operation.epilogue.residual, "planar"
+    if (name := operation.epilogue.side_map) is not None:
+        yield name, "planar"
 
 
 def _check_epilogue(epilogue: Epilogue, out_shape: tuple[int, int, int]) -> None:
@@ -258,6 +374,9 @@ def _check_epilogue(epilogue: Epilogue, out_shape: tuple[int, int, int]) -> None
         raise ValueError(f"multiplier must be for {out_shape[2]} channels, not {epilogue.channels}")
     if epilogue.noise is not None:
         _check("noise", epilogue.noise, np.int16, out_shape[:2])
+    n_pixels = out_shape[0] * out_shape[1]
+    if epilogue.reduce is not None and n_pixels > MAX_REDUCED_PIXELS:
+        raise ValueError(f"reduced maps must have at most {MAX_REDUCED_PIXELS} pixels, not {n_pixels}")
 
 
 def _check(name: str, value: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:

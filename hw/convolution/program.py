@@ -184,6 +184,7 @@ class _Lowering:
         weights = {}
         for work in bands[0].works:
             if (work.phase, work.group) not in weights:
+                assert isinstance(operation.weights, np.ndarray)
                 rows = weight_rows(operation.weights.astype(np.int64), work, layer, array)
                 weights[work.phase, work.group] = self._list(rows.astype(np.int8)), len(rows)
         self._load(operation, bands[0])

@@ -39,6 +39,14 @@ MAX_READERS = 2
 """Output maps of one job."""
 BEAT_BITS = 32
 """Width of a job's number of beats."""
+REDUCED_BITS, SUM_BITS = 16, 48
+"""Width of a signed value that is reduced, and of the exact sums of values and of products."""
+MAX_REDUCE_SHIFT = VALUE_BITS - 1
+"""Right shift of a value before it is reduced."""
+SUMS, SUM_BYTES = 2, 8
+"""A channel's sums, of values and of products, and the bytes that one of them has in memory."""
+PARTS = SUMS * SUM_BYTES // (OUT_BITS // 8)
+"""Beats that bring the sums of a tile, each of 16 bits a lane."""
 LATENCY_CYCLES = 9
 """An input beat taken, for its last reader, to that reader's output beat."""
 
@@ -59,13 +67,17 @@ def _check_elements(name: str, values: np.ndarray, low: int, high: int) -> None:
 
 
 class Side(IntEnum):
-    """What is added beside the bias."""
+    """What comes beside the sums."""
 
     NONE = 0
     NOISE = 1
-    """One number a beat, for all channels."""
+    """One number a beat, added to all channels."""
     RESIDUAL = 2
-    """One number a channel."""
+    """One number a channel, added."""
+    MASK = 3
+    """One bit a channel: where it is 0, the activation's value becomes 0."""
+    PRODUCT = 4
+    """One number a channel, which only the reduction sees."""
 
 
 class Activation(IntEnum):
@@ -77,6 +89,16 @@ class Activation(IntEnum):
     """Between 0 and the job's limit."""
     LEAKY = 3
     """Slope 0.2 below zero. StyleGAN2's gain of sqrt 2 belongs to the scales that follow."""
+
+
+class Reduction(IntEnum):
+    """What is summed over all beats of a tile, for each channel, of r, the value in 16 bits."""
+
+    NONE = 0
+    SQUARE = 1
+    """r and r^2."""
+    PRODUCT = 2
+    """r and r times the side input."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +151,13 @@ class Job:
     """Of ReLU6; 0..2^23 - 1."""
     readers: tuple[Reader, ...] = (Reader(),)
     """One or two: each gets every beat, in this order."""
+    mask: bool = False
+    """The activation's mask is written as well: a beat for it after those for the readers."""
+    reduction: Reduction = Reduction.NONE
+    reduce_shift: int = 0
+    """Right shift of the value before it is reduced; 0..23."""
+    gives_sums: bool = False
+    """The job takes nothing, but gives ``n_beats`` of the sums so far, from tile 0 on. They begin anew."""
 
     def __post_init__(self) -> None:
         _check_range("n_beats", self.n_beats, 1, (1 << BEAT_BITS) - 1)
@@ -137,6 +166,12 @@ class Job:
         _check_range("side_shift", self.side_shift, 0, MAX_SIDE_SHIFT)
         _check_range("limit", self.limit, 0, (1 << LIMIT_BITS) - 1)
         _check_range("number of readers", len(self.readers), 1, MAX_READERS)
+        _check_range("reduce_shift", self.reduce_shift, 0, MAX_REDUCE_SHIFT)
+        if (self.side == Side.PRODUCT) != (self.reduction == Reduction.PRODUCT):
+            raise ValueError(
+                f"side PRODUCT needs reduction PRODUCT and the other way round, not {self.side.name} and "
+                f"{self.reduction.name}"
+            )
 
     def check(self, config: EpilogueConfig) -> None:
         """ValueError where the built epilogue cannot hold the job's tables."""
@@ -169,23 +204,38 @@ class Table:
         _check_elements("bias", self.bias, *signed_range(VALUE_BITS))
         _check_elements("scales", self.scales, *signed_range(SCALE_BITS))
 
-    def beats(self, lanes: int) -> np.ndarray:
-        """int64[5 ceil(n_channels / lanes), lanes], each in 0..65,535, as ``i_table`` takes them.
+    def words(self) -> np.ndarray:
+        """int64[5, n_channels], each in 0..65,535.
 
-        For each tile of channels: multiplier, low 16 and high 8 bits of the bias (the latter sign-extended),
-        scale of reader 0, of reader 1. What is not there is 0.
+        Multiplier, low 16 and high 8 bits of the bias (the latter sign-extended), scale of reader 0 and of
+        reader 1. What is not there is 0.
         """
-        n = len(self.multiplier)
-        n_tiles = -(-n // lanes)
-        parts = np.zeros((TABLE_BEATS, n_tiles * lanes), dtype=np.int64)
-        parts[:3, :n] = self.multiplier, self.bias, self.bias >> BIAS_LOW_BITS
-        parts[3 : 3 + len(self.scales), :n] = self.scales
-        return (
-            (parts & ((1 << TABLE_BITS) - 1))
-            .reshape(TABLE_BEATS, n_tiles, lanes)
-            .swapaxes(0, 1)
-            .reshape(-1, lanes)
+        parts = np.zeros((TABLE_BEATS, len(self.multiplier)), dtype=np.int64)
+        parts[:3] = self.multiplier, self.bias, self.bias >> BIAS_LOW_BITS
+        parts[3 : 3 + len(self.scales)] = self.scales
+        return parts & ((1 << TABLE_BITS) - 1)
+
+    @staticmethod
+    def of_words(words: np.ndarray) -> "Table":
+        """The table whose :meth:`words` these are; above the bias's 24 bits anything may stand."""
+        multiplier, low, high, *scales = words
+        return Table(
+            multiplier=multiplier,
+            bias=_signed(low + (high << BIAS_LOW_BITS), VALUE_BITS),
+            scales=_signed(np.stack(scales), SCALE_BITS),
         )
+
+    def beats(self, lanes: int) -> np.ndarray:
+        """int64[5 ceil(n_channels / lanes), lanes] as ``i_table`` takes them: :meth:`words` tile by tile."""
+        n_tiles = -(-len(self.multiplier) // lanes)
+        words = np.pad(self.words(), ((0, 0), (0, n_tiles * lanes - len(self.multiplier))))
+        return words.reshape(TABLE_BEATS, n_tiles, lanes).swapaxes(0, 1).reshape(-1, lanes)
+
+
+def _signed(values: np.ndarray, bits: int) -> np.ndarray:
+    """The lowest bits as a signed number."""
+    half = 1 << (bits - 1)
+    return ((values + half) & (2 * half - 1)) - half
 
 
 def epilogue_config(chip: ChipConfig) -> EpilogueConfig:

@@ -7,12 +7,14 @@ import torch
 
 from .config import (
     IN_BITS,
+    REDUCED_BITS,
     SIDE_BITS,
     SLOPE,
     SLOPE_SHIFT,
     VALUE_BITS,
     Activation,
     Job,
+    Reduction,
     Side,
     Table,
     signed_range,
@@ -26,7 +28,10 @@ class Outputs:
     maps: tuple[torch.Tensor, ...]
     """int64, one for each reader."""
     mask: torch.Tensor
-    """bool: u is above zero and, of ReLU6, below the limit: where a gradient passes."""
+    """bool: u is above zero and, of ReLU6, below the limit: where a gradient passes. Not where a mask on the
+    side is 0."""
+    sums: torch.Tensor | None
+    """int64[n_channels, 2]: of values and of products over all other axes; None without a reduction."""
 
 
 def epilogue(x: torch.Tensor, job: Job, table: Table, side: torch.Tensor | None = None) -> Outputs:
@@ -36,15 +41,16 @@ def epilogue(x: torch.Tensor, job: Job, table: Table, side: torch.Tensor | None 
 
         t = sat24(rnd(x multiplier, shift))
         u = sat24(t + bias + (side << side_shift))
-        v = activation(u)
+        v = activation(u)                           0 where a mask on the side is 0
         map = sat(rnd(v scale, reader.shift))       to 8 or 16 bits
+        r = sat16(rnd(v, reduce_shift))             sums of r, and of r r or r side
 
     Parameters
     ----------
     x : int64[..., n_channels], signed 32 bits
-    job : ``n_beats`` and ``n_tables`` say nothing here
+    job : ``n_beats``, ``n_tables`` and ``gives_sums`` say nothing here
     table : of n_channels
-    side : int64[..., 1] (noise) or int64[..., n_channels] (residual), signed 16 bits; None without
+    side : int64[..., 1] (noise) or int64[..., n_channels], signed 16 bits, of a mask 0 or 1; None without
 
     Raises
     ------
@@ -56,13 +62,17 @@ def epilogue(x: torch.Tensor, job: Job, table: Table, side: torch.Tensor | None 
     if len(scales) < len(job.readers):
         raise ValueError(f"scales must have a row for each of {len(job.readers)} readers, not {len(scales)}")
     t = saturated(rounded(x * multiplier, job.shift), VALUE_BITS)
-    u = saturated(t + bias + _side(side, x, job), VALUE_BITS)
+    beside = _side(side, x, job)
+    added = beside << job.side_shift if job.side in (Side.NOISE, Side.RESIDUAL) else 0
+    u = saturated(t + bias + added, VALUE_BITS)
     v, mask = _activated(u, job)
+    if job.side == Side.MASK:
+        v, mask = v * beside, mask & (beside == 1)
     maps = tuple(
         saturated(rounded(v * scale, reader.shift), reader.bits)
         for scale, reader in zip(scales, job.readers, strict=False)
     )
-    return Outputs(maps, mask)
+    return Outputs(maps, mask, _reduced(v, beside, job))
 
 
 def rounded(x: torch.Tensor, shift: int) -> torch.Tensor:
@@ -75,15 +85,26 @@ def saturated(x: torch.Tensor, bits: int) -> torch.Tensor:
     return x.clamp(*signed_range(bits))
 
 
-def _side(side: torch.Tensor | None, x: torch.Tensor, job: Job) -> torch.Tensor | int:
+def _reduced(v: torch.Tensor, side: torch.Tensor, job: Job) -> torch.Tensor | None:
+    if job.reduction == Reduction.NONE:
+        return None
+    r = saturated(rounded(v, job.reduce_shift), REDUCED_BITS)
+    product = r * (r if job.reduction == Reduction.SQUARE else side)
+    return torch.stack([r, product], dim=-1).reshape(-1, v.shape[-1], 2).sum(dim=0)
+
+
+def _side(side: torch.Tensor | None, x: torch.Tensor, job: Job) -> torch.Tensor:
+    """As given, 0 where there is none."""
     if (side is None) != (job.side == Side.NONE):
         raise ValueError(
             f"side must be {'left out' if side is not None else 'given'} if it is {job.side.name}"
         )
     if side is None:
-        return 0
+        return torch.zeros(1, dtype=torch.int64)
     _check("side", side, (*x.shape[:-1], 1 if job.side == Side.NOISE else x.shape[-1]), SIDE_BITS)
-    return side << job.side_shift
+    if job.side == Side.MASK and not bool(((side == 0) | (side == 1)).all()):
+        raise ValueError("side must be in 0..1 if it is MASK")
+    return side
 
 
 def _activated(u: torch.Tensor, job: Job) -> tuple[torch.Tensor, torch.Tensor]:

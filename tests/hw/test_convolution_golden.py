@@ -1,14 +1,26 @@
 # SPDX-License-Identifier: MIT
 """Operations of the convolution core and their golden model: values by hand, rejected lists."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from hw.convolution import golden
-from hw.convolution.operations import Conv, Epilogue, Fir, MapShape, Output, checked
-from hw.epilogue.config import Activation
+from hw.convolution.operations import (
+    Conv,
+    Epilogue,
+    Fir,
+    MapShape,
+    Output,
+    PixelWeights,
+    Reduce,
+    checked,
+    lists_of,
+)
+from hw.epilogue.config import Activation, Reduction
 from hw.fir.config import Map
 from hw.systolic.descriptor import Layer
 from tests.hw.mutants import mutated
@@ -111,9 +123,9 @@ def test_golden_is_what_the_operations_say():
     ("old", "new"),
     [
         ("zip(e.outputs, made.maps, strict=True)", "zip(e.outputs, made.maps[::-1], strict=True)"),
-        ("maps[e.residual]", "x.clamp(-9, 9)"),
-        ("torch.from_numpy(e.noise).long()", "torch.from_numpy(e.noise).long().T"),
-        ("known[operation.source]), known)", "known[operation.source]), known).copy() and {}"),
+        ("maps[of.side_map]", "maps[of.side_map].clamp(-9, 9)"),
+        ("torch.from_numpy(of.noise).long()", "torch.from_numpy(of.noise).long().T"),
+        ("known |= outputs(", "dict() | outputs("),
     ],
 )
 def test_mutant_is_caught(old, new):
@@ -125,6 +137,111 @@ def test_mutant_is_caught(old, new):
     except (KeyError, ValueError, TypeError):
         same = False
     assert not same
+
+
+def step(seed=3):
+    """Forward through a ReLU6 that keeps its mask, back through it with the bias's gradient, and the gradient
+    of the first weights."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(-128, 128, (6, 5, 1, 1)).astype(np.int8)
+    second = rng.integers(-128, 128, (3, 6, 1, 1)).astype(np.int8)
+    relu6 = {"activation": Activation.RELU6, "limit": 9000}
+    size = {"height": 4, "width": 4, "kernel": 1}
+    of_product = Reduce(name="dg", shift=1, kind=Reduction.PRODUCT)
+    return [
+        Conv(
+            name="forward", layer=Layer(**size, n_in=5, n_out=6), source="x", weights=first,
+            epilogue=plain(6, ("h", 8), mask="open", named_table="norm", **relu6), named_weights="first",
+        ),
+        Conv(
+            name="back", layer=Layer(**size, n_in=3, n_out=6, wide=True), source="dy",
+            weights=second.transpose(1, 0, 2, 3).copy(),
+            epilogue=plain(6, ("g", 16), masked_by="open", reduce=Reduce(name="db", shift=8), shift=4),
+        ),
+        Conv(
+            name="product", layer=Layer(**size, n_in=5, n_out=6), source="x", weights=first,
+            epilogue=plain(6, ("z", 16), product="g", reduce=of_product),
+        ),
+        Conv(
+            name="weights", layer=Layer(height=1, width=6, n_in=16, n_out=5, kernel=1, wide=True),
+            source="gt", weights=PixelWeights(name="x", height=4, width=4),
+            epilogue=plain(5, ("dw", 16), shift=9),
+        ),
+    ]  # fmt: skip
+
+
+def step_maps():
+    rng = np.random.default_rng(4)
+    dy, gt = rng.integers(-900, 900, (4, 4, 3)), rng.integers(-3000, 3000, (1, 6, 16))
+    return {"x": x_map(), "dy": torch.from_numpy(dy), "gt": torch.from_numpy(gt)}
+
+
+def step_by_hand(operations, maps, first, bias):
+    """The same in float64, gradients by autograd."""
+
+    def nearest(m):
+        return torch.floor(m + 0.5).clamp(-32768, 32767)
+
+    x, dy, gt = (maps[name].double() for name in ("x", "dy", "gt"))
+    second, third = (torch.from_numpy(of.weights[..., 0, 0]).double().T for of in operations[1:3])
+    u = (x @ first[..., 0, 0].double().T + bias).requires_grad_()
+    v = functional.hardtanh(u, 0, 9000)
+    (opens,) = torch.autograd.grad(v.sum(), u, retain_graph=True)
+    (passed,) = torch.autograd.grad(v @ second.T, u, dy)
+    g, z = nearest(passed / 16), x @ third
+    r, of_z = nearest(g / 256), nearest(z / 2)
+    return {
+        "h": nearest(v.detach() / 65536),
+        "open": opens,
+        "g": g,
+        "db": torch.stack([r.sum((0, 1)), (r * r).sum((0, 1))], 1),
+        "z": nearest(z),
+        "dg": torch.stack([of_z.sum((0, 1)), (of_z * g).sum((0, 1))], 1),
+        "dw": nearest(gt @ x.reshape(16, 5) / 512),
+    }
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_golden_steps_are_gradients(rewritten):
+    """Masks, sums, a map as weights; tables and weights that somebody has rewritten."""
+    operations, maps = step(), step_maps()
+    first, bias = torch.from_numpy(operations[0].weights).long(), 0
+    if rewritten:
+        first, bias = -first.clamp(min=-127), -300
+        words = plain(6, ("h", 8), bias=np.full(6, bias, np.int32)).table().words()
+        maps |= {"norm": torch.from_numpy(words), "first": first}
+    got, want = golden.run(operations, maps), step_by_hand(operations, maps, first, bias)
+    for name, value in want.items():
+        assert torch.equal(got[name].double(), value), name
+    assert 0.1 < want["open"].mean() < 0.9 and want["g"].unique().numel() > 10
+    assert (got["norm"][1] == bias % 65536).all() and torch.equal(got["first"], first)
+
+
+def test_lists_that_disagree_are_rejected():
+    forward, back, product, weights = step()
+    lists = lists_of(step())
+    assert {name: of.shape for name, of in lists.items()} == {
+        "norm": (5, 6), "first": (6, 5, 1, 1), "db": (6, 2), "dg": (6, 2),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="list 'first' must begin with one content, not two"):
+        lists_of([forward, replace(forward, weights=forward.weights // 2)])
+    with pytest.raises(ValueError, match=r"list 'first' must be .*width=4.*, not .*width=5"):
+        lists_of([forward, replace(product, named_weights="first", layer=replace(product.layer, width=5))])
+    with pytest.raises(ValueError, match="maps and lists must have names of their own, not 'h'"):
+        same = replace(back, epilogue=replace(back.epilogue, reduce=Reduce(name="h", shift=0)))
+        golden.run([forward, same], step_maps())
+    with pytest.raises(ValueError, match=r"list 'first' must be \[6, 5, 1, 1\], not \[6, 5\]"):
+        golden.run([forward], step_maps() | {"first": torch.zeros(6, 5).long()})
+    with pytest.raises(ValueError, match=r"list 'first' must be in -128\.\.127"):
+        golden.run([forward], step_maps() | {"first": torch.full((6, 5, 1, 1), 128)})
+    with pytest.raises(ValueError, match=r"map 'open' must be in 0\.\.1"):
+        golden.run([back], step_maps() | {"open": torch.full((4, 4, 6), 2)})
+    with pytest.raises(ValueError, match="weights must be of 16 pixels, not the 12 of map 'x'"):
+        replace(weights, weights=PixelWeights(name="x", height=3, width=4))
+    with pytest.raises(ValueError, match="weights from the map 'x' need a plain 1x1 layer"):
+        replace(weights, layer=replace(weights.layer, groups=2, n_out=6), epilogue=plain(6, ("a", 8)))
+    with pytest.raises(ValueError, match="named_weights must be None where weights are the map 'x'"):
+        replace(weights, named_weights="w")
 
 
 def test_shapes_of_all_maps():
@@ -163,10 +280,14 @@ def test_bad_lists_are_rejected():
 
 
 def test_bad_operations_are_rejected():
-    with pytest.raises(ValueError, match="noise and residual"):
+    with pytest.raises(ValueError, match="noise and residual cannot both be given"):
         plain(3, ("a", 8), noise=np.zeros((2, 2), np.int16), residual="r")
     with pytest.raises(ValueError, match="names of their own"):
         plain(3, ("a", 8), ("a", 8))
+    with pytest.raises(ValueError, match="names of their own"):
+        plain(3, ("a", 8), mask="a")
+    with pytest.raises(ValueError, match="side PRODUCT needs reduction PRODUCT"):
+        plain(3, ("a", 8), product="b")
     with pytest.raises(ValueError, match="bits of a must be 8 or 16, not 12"):
         plain(3, ("a", 12))
     with pytest.raises(ValueError, match=r"outputs must be 1\.\.2, not 0"):
@@ -190,6 +311,15 @@ def test_bad_operations_are_rejected():
         Conv(
             name="c", layer=layer, source="x", weights=np.zeros((3, 5, 1, 1), np.int8),
             epilogue=plain(3, ("a", 8), noise=np.zeros((4, 5), np.int16)),
+        )  # fmt: skip
+
+
+def test_sums_hold_every_product():
+    layer = Layer(height=512, width=256, n_in=1, n_out=1, kernel=1)
+    with pytest.raises(ValueError, match="reduced maps must have at most 131071 pixels, not 131072"):
+        Conv(
+            name="c", layer=layer, source="x", weights=np.zeros((1, 1, 1, 1), np.int8),
+            epilogue=plain(1, ("a", 8), reduce=Reduce(name="s", shift=0)),
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from hw.epilogue.config import (
     EpilogueConfig,
     Job,
     Reader,
+    Reduction,
     Side,
     Table,
     epilogue_config,
@@ -59,29 +60,60 @@ def test_golden_is_exact_arithmetic_rounded_half_up(data):
     x, bias, side, scale = (draw(signed(bits)) for bits in (32, 24, 16, 16))
     multiplier, limit = draw(st.integers(0, 65535)), draw(st.integers(0, (1 << 23) - 1))
     reader = Reader(shift=draw(st.integers(0, 39)), wide=draw(st.booleans()))
+    kind = draw(st.sampled_from(Side))
+    side = side & 1 if kind == Side.MASK else side
+    reduction = Reduction.PRODUCT if kind == Side.PRODUCT else draw(st.sampled_from(list(Reduction)[:2]))
     job = Job(
         shift=draw(st.integers(0, 47)),
-        side=draw(st.sampled_from(Side)),
+        side=kind,
         side_shift=draw(st.integers(0, 15)),
         activation=draw(st.sampled_from(Activation)),
         limit=limit,
         readers=(reader,),
+        reduction=reduction,
+        reduce_shift=draw(st.integers(0, 23)),
     )
     t = clamp(nearest(Fraction(x * multiplier, 1 << job.shift)), 24)
-    u = clamp(t + bias + (side * (1 << job.side_shift) if job.side != Side.NONE else 0), 24)
+    u = clamp(t + bias + (side * (1 << job.side_shift) if kind in (Side.NOISE, Side.RESIDUAL) else 0), 24)
     v = {
         Activation.NONE: u,
         Activation.RELU: max(u, 0),
         Activation.RELU6: min(max(u, 0), limit),
         Activation.LEAKY: u if u >= 0 else nearest(u * Fraction(SLOPE, 1 << SLOPE_SHIFT)),
     }[job.activation]
-    want = clamp(nearest(Fraction(v * scale, 1 << reader.shift)), reader.bits)
     passes = 0 < u < limit if job.activation == Activation.RELU6 else u > 0
+    if kind == Side.MASK and not side:
+        v, passes = 0, False
+    want = clamp(nearest(Fraction(v * scale, 1 << reader.shift)), reader.bits)
+    r = clamp(nearest(Fraction(v, 1 << job.reduce_shift)), 16)
+    sums = {Reduction.NONE: None, Reduction.SQUARE: [[r, r * r]], Reduction.PRODUCT: [[r, r * side]]}
 
     table = Table(multiplier=np.array([multiplier]), bias=np.array([bias]), scales=np.array([[scale]]))
     beside = None if job.side == Side.NONE else torch.tensor([side])
     got = epilogue(torch.tensor([x]), job, table, beside)
     assert (int(got.maps[0]), bool(got.mask)) == (want, passes)
+    assert (None if got.sums is None else got.sums.tolist()) == sums[reduction]
+
+
+def test_sums_run_over_all_pixels_of_each_channel():
+    x = torch.tensor([[[3, -2], [5, 70_000]], [[-1, 0], [2, 9]]])
+    side = torch.tensor([[[1, -2], [3, 4]], [[5, -6], [-32768, 8]]])
+    numbers = Table(multiplier=np.ones(2, int), bias=np.zeros(2, int), scales=np.ones((1, 2), int))
+    got = epilogue(x, Job(side=Side.PRODUCT, reduction=Reduction.PRODUCT), numbers, side)
+    assert got.sums.tolist() == [[9, 3 + 15 - 5 - 2 * 32768], [32774, 4 + 4 * 32767 + 72]]
+    got = epilogue(x, Job(reduction=Reduction.SQUARE, activation=Activation.RELU), numbers)
+    assert got.sums.tolist() == [[10, 9 + 25 + 4], [32776, 32767**2 + 81]]
+
+
+def test_a_table_can_be_had_back_from_its_words():
+    made = Table(
+        multiplier=np.array([0, 65535]),
+        bias=np.array([-(2**23), 2**23 - 1]),
+        scales=np.array([[-1, 7], [1, 2]]),
+    )
+    again = Table.of_words(made.words())
+    for name in ("multiplier", "bias", "scales"):
+        assert np.array_equal(getattr(again, name), getattr(made, name))
 
 
 @pytest.mark.parametrize("activation", Activation, ids=lambda a: a.name)
@@ -262,6 +294,12 @@ def test_mutant_is_caught(name, module, old, new, monkeypatch):
         (lambda: Job(limit=1 << 23), "limit must be in 0..8388607, not 8388608"),
         (lambda: Job(readers=()), "number of readers must be in 1..2, not 0"),
         (lambda: Reader(shift=40), "shift must be in 0..39, not 40"),
+        (lambda: Job(reduce_shift=24), "reduce_shift must be in 0..23, not 24"),
+        (lambda: Job(side=Side.PRODUCT), "side PRODUCT needs reduction PRODUCT and the other way round"),
+        (
+            lambda: epilogue(torch.tensor([1]), Job(side=Side.MASK), table(), torch.tensor([2])),
+            r"side must be in 0\.\.1 if it is MASK",
+        ),
         (lambda: Job(n_tables=4).check(SMALL), "n_tables must be at most 3, not 4"),
         (lambda: table(multiplier=65536), r"multiplier must be in 0..65535, not 65536..65536"),
         (lambda: table(bias=-(2**23) - 1), r"bias must be in -8388608..8388607, not"),
