@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hw.config import ChipConfig
-from hw.convolution.operations import Conv, Depthwise, Operation
+from hw.convolution.operations import Conv, Fir, Operation
 from hw.epilogue.config import LATENCY_CYCLES as EPILOGUE_LATENCY_CYCLES
 from hw.epilogue.config import TABLE_BEATS, Side
 from hw.fir.config import LATENCY_CYCLES as FIR_LATENCY_CYCLES
@@ -93,8 +93,8 @@ def tasks_of(operations: Sequence[Operation]) -> list[Task]:
     of_array = {operation.source for operation in operations if isinstance(operation, Conv)}
     made = []
     for operation in operations:
-        if isinstance(operation, Depthwise):
-            raise ValueError(f"{operation.name}: depthwise layers have no estimate")
+        if not isinstance(operation, Conv | Fir):
+            raise ValueError(f"{operation.name}: {type(operation).__name__} has no estimate")
         e = operation.epilogue
         made.append(
             Task(

@@ -11,6 +11,8 @@ from hw.epilogue.golden import epilogue
 from hw.fir.config import FirConfig
 from hw.fir.golden import filtered
 from hw.systolic.golden import convolution
+from hw.training import golden as training
+from hw.training.operations import KernelOperation
 
 from .lists import check_list, initial
 from .operations import (
@@ -22,6 +24,8 @@ from .operations import (
     MapShape,
     Operation,
     PixelWeights,
+    SumsOperation,
+    Transposed,
     checked,
     lists_of,
 )
@@ -58,7 +62,10 @@ def run(operations: Sequence[Operation], maps: Maps) -> dict[str, torch.Tensor]:
     for name in maps.keys() & lists.keys():
         check_list(name, known[name].numpy(), lists[name])
     for operation in operations:
-        known |= outputs(operation, sums(operation, known), known)
+        if isinstance(operation, KernelOperation):
+            known |= training.outputs(operation, known)
+        else:
+            known |= outputs(operation, sums(operation, known), known)
     return known
 
 
@@ -71,14 +78,16 @@ def check_map(name: str, value: torch.Tensor, shape: MapShape) -> None:
         raise ValueError(f"map {name!r} must be in {low}..{high}")
 
 
-def sums(operation: Operation, maps: Maps) -> torch.Tensor:
-    """What array, filter or depthwise unit send to the epilogue: int64[height, width, channels], at most 32
-    signed bits."""
+def sums(operation: SumsOperation, maps: Maps) -> torch.Tensor:
+    """What array, filter, depthwise unit or transposer send to the epilogue: int64[height, width, channels],
+    at most 32 signed bits."""
     source = maps[operation.source]
     if isinstance(operation, Conv):
         return convolution(source, weights(operation, maps), operation.layer)
     if isinstance(operation, Depthwise):
         return depthwise(source, torch.from_numpy(operation.weights).long(), operation.layer)
+    if isinstance(operation, Transposed):
+        return source.flatten(end_dim=1).T[None]
     return filtered(source, operation.map, ANY_MAP)
 
 
@@ -91,7 +100,7 @@ def weights(operation: Conv, maps: Maps) -> torch.Tensor:
     return torch.from_numpy(of).long()
 
 
-def outputs(operation: Operation, x: torch.Tensor, maps: Maps) -> dict[str, torch.Tensor]:
+def outputs(operation: SumsOperation, x: torch.Tensor, maps: Maps) -> dict[str, torch.Tensor]:
     """The maps and sums that the epilogue writes from the sums ``x``."""
     e = operation.epilogue
     made = epilogue(x, e.job(), table(e, maps), side(e, maps))

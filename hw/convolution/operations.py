@@ -14,6 +14,7 @@ from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import SUM_BITS, Activation, Job, Reader, Reduction, Side, Table
 from hw.fir.config import Map
 from hw.systolic.descriptor import Layer
+from hw.training.operations import Gradient, KernelOperation, Update
 
 from .lists import MemoryList, merged, sums_list, table_list, weight_list
 
@@ -306,11 +307,46 @@ class Depthwise:
         return self.layer.out_height, self.layer.out_width, self.layer.channels
 
 
-Operation = Conv | Fir | Depthwise
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transposed:
+    """Pixels and channels of a planar map of 8 or 16 bits exchanged: channel c of pixel number p becomes
+    channel p of pixel c, in a single row."""
+
+    name: str
+    shape: MapShape
+    """Of the source."""
+    source: str
+    epilogue: Epilogue
+
+    def __post_init__(self) -> None:
+        if self.shape.bits not in (8, 16):
+            raise ValueError(f"bits of {self.source} must be 8 or 16, not {self.shape.bits}")
+        _check_epilogue(self.epilogue, self.out_shape)
+
+    def lists(self) -> list[MemoryList]:
+        """Those that are read or written."""
+        return self.epilogue.lists()
+
+    @property
+    def source_shape(self) -> MapShape:
+        """What is read."""
+        return self.shape
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of sums and outputs."""
+        return 1, self.shape.channels, self.shape.height * self.shape.width
+
+
+SumsOperation = Conv | Fir | Depthwise | Transposed
+"""What has sums that go through the epilogue."""
+Operation = SumsOperation | KernelOperation
 
 
 def output_shapes(operation: Operation) -> dict[str, MapShape]:
     """The maps that it writes."""
+    if isinstance(operation, KernelOperation):
+        return {}
     height, width, channels = operation.out_shape
     epilogue = operation.epilogue
     bits = {output.name: output.bits for output in epilogue.outputs}
@@ -320,7 +356,9 @@ def output_shapes(operation: Operation) -> dict[str, MapShape]:
 
 
 def read_shapes(operation: Operation) -> dict[str, MapShape]:
-    """The maps that it reads: source, side, weights."""
+    """The maps that it reads: source, side, weights, or a gradient."""
+    if isinstance(operation, KernelOperation):
+        return _gradient(operation)
     shapes = {operation.source: operation.source_shape}
     height, width, channels = operation.out_shape
     epilogue = operation.epilogue
@@ -330,6 +368,13 @@ def read_shapes(operation: Operation) -> dict[str, MapShape]:
     if isinstance(operation, Conv) and isinstance(of := operation.weights, PixelWeights):
         shapes[of.name] = MapShape(height=of.height, width=of.width, channels=channels, bits=8)
     return shapes
+
+
+def _gradient(operation: KernelOperation) -> dict[str, MapShape]:
+    if not isinstance(operation, Update) or operation.gradient_from != Gradient.MAP:
+        return {}
+    height, width, channels = operation.shape
+    return {operation.gradient: MapShape(height=height, width=width, channels=channels, bits=16)}
 
 
 def lists_of(operations: Sequence[Operation]) -> dict[str, MemoryList]:
@@ -364,6 +409,9 @@ def checked(operations: Sequence[Operation], given: Collection[str]) -> dict[str
 
 
 def _layouts_read(operation: Operation) -> Iterator[tuple[str, str]]:
+    if isinstance(operation, KernelOperation):
+        yield from ((name, "planar") for name in _gradient(operation))
+        return
     yield operation.source, "pixels" if isinstance(operation, Conv) else "planar"
     if (name := operation.epilogue.side_map) is not None:
         yield name, "planar"

@@ -18,7 +18,7 @@ from .commands import bits_of, command_layouts, record
 from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import Kind
 from .maps import Place, Rectangle, for_array, planar
-from .operations import Conv, Depthwise, Fir, MapShape, Operation, checked
+from .operations import Conv, Depthwise, Fir, MapShape, Operation, SumsOperation, Transposed, checked
 from .walk import Walk
 
 MARGIN_BYTES = 256
@@ -33,7 +33,7 @@ Command = tuple[Kind, Any]
 class Written:
     """What one job of the epilogue writes: a rectangle of each of an operation's maps."""
 
-    operation: Operation
+    operation: SumsOperation
     rectangle: Rectangle
 
 
@@ -157,6 +157,8 @@ class _Lowering:
         self._command(kind, (walk, tag), extra={"tag": tag}, walk=walk.fields)
 
     def _operation(self, operation: Operation) -> None:
+        if not isinstance(operation, SumsOperation):
+            raise ValueError(f"{operation.name}: kernels of training have no commands yet")
         epilogue = operation.epilogue
         self.noise = None if epilogue.noise is None else self._list(epilogue.noise.astype("<i2"))
         beats = epilogue.table().beats(self.lanes)
@@ -169,6 +171,8 @@ class _Lowering:
             self._conv(operation)
         elif isinstance(operation, Depthwise):
             raise ValueError(f"{operation.name}: depthwise layers have no commands yet")
+        elif isinstance(operation, Transposed):
+            raise ValueError(f"{operation.name}: transposed maps have no commands yet")
         else:
             self._fir(operation)
 
@@ -225,7 +229,7 @@ class _Lowering:
             self._read(Kind.INPUT, place.walk(source), tag=1)
             self._job(operation, result)
 
-    def _job(self, operation: Operation, of: Rectangle) -> None:
+    def _job(self, operation: SumsOperation, of: Rectangle) -> None:
         """The epilogue of a rectangle of sums, with what it reads and writes; the first one of an operation
         loads the table."""
         epilogue = operation.epilogue

@@ -14,7 +14,7 @@ from .config import ADDRESS_BITS, COMMAND_COUNT_BITS, ConvolutionConfig
 from .cycles import replay
 from .dispatch import Kind
 from .golden import run
-from .operations import Conv, Depthwise, Operation
+from .operations import Conv, Depthwise, SumsOperation
 from .program import Program, Written, lowered
 from .rtl import READ_PORTS
 from .runs import Run, runs
@@ -89,7 +89,7 @@ def _budget(program: Program, config: ConvolutionConfig) -> int:
     return 2000 + 4 * len(program.memory) + 8 * n_sums + 200 * program.n_commands
 
 
-def _passes(operation: Operation, config: ConvolutionConfig) -> int:
+def _passes(operation: SumsOperation, config: ConvolutionConfig) -> int:
     if isinstance(operation, Depthwise):
         return operation.layer.kernel**2
     if not isinstance(operation, Conv):

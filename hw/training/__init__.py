@@ -1,0 +1,1 @@
+"""What a training step needs beside products: group norm forward and backward from sums, the update."""
