@@ -57,6 +57,8 @@ class Backbone:
     """``symmetric``: k // 2 zeros on all sides; ``tensorflow``: the fewest, the odd one after."""
     lite: bool = True
     """Whether the lite residual modules are there."""
+    without_lite: frozenset[int] = frozenset()
+    """Blocks that have none all the same; the first one never has."""
 
     def __post_init__(self) -> None:
         if self.norm not in ("group", "affine"):
@@ -70,6 +72,10 @@ class Backbone:
         for c in [self.c_mix, *(c for block in self.blocks for c in (block.c_in, block.c_out))]:
             if c % GROUP_CHANNELS:
                 raise ValueError(f"channels must be multiples of {GROUP_CHANNELS}, not {c}")
+
+    def has_lite(self, index: int) -> bool:
+        """Whether block ``index`` has a lite module."""
+        return self.lite and index > 0 and index not in self.without_lite
 
     def lite_kernel(self, index: int) -> int:
         """5, or 3 where the pooled map of block ``index`` is below 5 for pictures of 256 pixels."""
@@ -210,7 +216,7 @@ def layers(backbone: Backbone, resolution: int) -> list[Layer]:
             unit(f"b{i}.expand", i, block.c_in, wide, 1, 1, 1, True)
         h = unit(f"b{i}.dw", i, wide, wide, block.kernel, block.stride, wide, True)
         unit(f"b{i}.project", i, wide, block.c_out, 1, 1, 1, False)
-        if backbone.lite and i:
+        if backbone.has_lite(i):
             found += _lite_layers(f"b{i}.lite", i, block, backbone.lite_kernel(i), h_block, h)
     last = len(backbone.blocks)
     unit("mix", last, backbone.blocks[-1].c_out, backbone.c_mix, 1, 1, 1, True)

@@ -19,6 +19,7 @@ from algo.tinytl.architecture import (
     check_resolution,
     layers,
 )
+from algo.tinytl.choice import Choice, Part, whole
 from algo.tinytl.functional import conv, frozen_conv, relu, relu6, standardised
 
 
@@ -110,11 +111,14 @@ class Bottleneck(nn.Module):
         self.expand = Unit(backbone, block.c_in, wide, 1, 1, 1, True) if block.expansion > 1 else None
         self.dw = Unit(backbone, wide, wide, block.kernel, block.stride, wide, True)
         self.project = Unit(backbone, wide, block.c_out, 1, 1, 1, False)
-        self.lite = Lite(block, backbone.lite_kernel(index)) if backbone.lite and index else None
+        self.lite = Lite(block, backbone.lite_kernel(index)) if backbone.has_lite(index) else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, part: Part = Part.LITE) -> Tensor:
+        """``part`` LITE: all that there is."""
+        if part == Part.ABSENT:
+            return x
         y = self.project(self.dw(self.expand(x) if self.expand else x))
-        if self.lite:
+        if self.lite and part == Part.LITE:
             y = y + self.lite(x, y.shape[-1])
         return y + x if self.block.has_shortcut else y
 
@@ -134,19 +138,22 @@ class Network(nn.Module):
             nn.init.zeros_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features float[B, c_mix]. ValueError for pictures that are too small or not square."""
+    def features(self, images: Tensor, choice: Choice | None = None) -> Tensor:
+        """Pooled features float[B, c_mix]. ValueError for pictures that are too small or not square.
+
+        ``choice``: without some blocks and lite modules.
+        """
         if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images must be float[B, 3, R, R], not {list(images.shape)}")
         check_resolution(self.backbone, images.shape[-1])
         x = self.stem(images)
-        for block in self.blocks:
-            x = block(x)
+        for block, part in zip(self.blocks, choice or whole(self.backbone), strict=True):
+            x = block(x, part)
         return self.mix(x).mean((2, 3))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, choice: Choice | None = None) -> Tensor:
         """Scores float[B, n_classes]."""
-        return self.classifier(self.features(images))
+        return self.classifier(self.features(images, choice))
 
     def save_in_eight_bits(self, on: bool = True) -> None:
         """Switch the 8-bit saved inputs of the main branch's group norms on or off."""

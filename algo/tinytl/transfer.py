@@ -112,10 +112,14 @@ class Transfer:
             loss = self.recomputed(images, labels, lambda scores, of: self.loss(scores, of) / n)
         else:
             self.optimizer.zero_grad()
-            loss = self.loss(self.network(images), labels) / n
+            loss = self.loss(self.scores(images, rng), labels) / n
             loss.backward()
         self.optimizer.step()
         return {"loss": float(loss.detach())}
+
+    def scores(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Of the network; another training may draw a part of it."""
+        return self.network(images)
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy against smoothed labels, nats, summed over the pictures."""
