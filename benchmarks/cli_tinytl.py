@@ -74,3 +74,37 @@ def transfer(
         run_methods(out, setup, threads, progress)
         written = write(out, report or out / "report")
     print_summary(out, written, as_json=as_json)
+
+
+@tinytl_app.command()
+def adapt(
+    data: Annotated[
+        str, typer.Option(help="fashion, emoji, or a folder with a folder of pictures for each class.")
+    ] = "fashion",
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the whole network's memory; repeatable. Default 0.5, 0.75."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training.")] = 1500,
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/adapt"),
+    report: Annotated[Path | None, typer.Option(help="Folder of table and plot; default OUT/report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Choose blocks and lite modules of EfficientNet-Lite0 for a data set, within memory budgets.
+
+    Trains all choices at once, searches, and trains what was found beside the whole network and random
+    choices. Finished parts are reused, an interrupted one goes on.
+    """
+    with user_input():
+        from benchmarks.quality.progress import progress_bar
+        from benchmarks.tinytl.adaptation import Setup, print_summary, run_adaptation, write
+
+        setup = Setup(data=data, n_steps=steps, n_super_steps=steps, device=device)
+        if budget:
+            setup = replace(setup, shares=tuple(budget))
+    with progress_bar() as progress, user_input():
+        run_adaptation(out, setup, threads, progress)
+        written = write(out, report or out / "report")
+    print_summary(out, written, as_json=as_json)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from algo.gan.loop import LoopConfig, run
+from algo.tinytl.adapt import inherited
 from algo.tinytl.architecture import check_resolution, method, n_trained
+from algo.tinytl.choice import Choice
 from algo.tinytl.data import Labelled, load_labelled
 from algo.tinytl.memory import full_count, published
 from algo.tinytl.transfer import Transfer, TransferConfig, correct
@@ -66,8 +68,12 @@ def prepare_transfer(
     n_pictures: int | None = None,
     n_test: int | None = None,
     norm: str = "affine",
+    choice: Choice | None = None,
 ) -> TransferRun:
-    """The packaged network for ``data``; ``n_pictures`` (by seed) and ``n_test`` draw parts of it."""
+    """The packaged network for ``data``; ``n_pictures`` (by seed) and ``n_test`` draw parts of it.
+
+    ``choice`` leaves out some of its blocks and lite modules.
+    """
     chosen = method(method_name)
     labelled = load_labelled(data, resolution)
     training, test = labelled.training, labelled.test
@@ -76,6 +82,7 @@ def prepare_transfer(
     network = pretrained(
         n_classes=len(labelled.classes), lite=chosen.name in LITE_METHODS, norm=norm, seed=loop.seed
     )
+    network = inherited(network, choice) if choice else network
     check_resolution(network.backbone, resolution)
     transfer = Transfer(network, training, chosen, config, loop.n_steps)
     return TransferRun(
