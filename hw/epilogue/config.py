@@ -37,6 +37,8 @@ TABLE_BITS, BIAS_LOW_BITS = 16, 16
 """Width of one number of a table's beat, and of the bias's lower part."""
 MAX_READERS = 2
 """Output maps of one job."""
+MASK_READER = MAX_READERS
+"""Number that stands for the mask where those of readers do."""
 BEAT_BITS = 32
 """Width of a job's number of beats."""
 REDUCED_BITS, SUM_BITS = 16, 48
@@ -167,6 +169,9 @@ class Job:
         _check_range("limit", self.limit, 0, (1 << LIMIT_BITS) - 1)
         _check_range("number of readers", len(self.readers), 1, MAX_READERS)
         _check_range("reduce_shift", self.reduce_shift, 0, MAX_REDUCE_SHIFT)
+        takes = self.n_tables or self.side or self.mask or self.reduction or len(self.readers) > 1
+        if self.gives_sums and takes:
+            raise ValueError("a job that gives sums must have one reader, no table, side, mask or reduction")
         if (self.side == Side.PRODUCT) != (self.reduction == Reduction.PRODUCT):
             raise ValueError(
                 f"side PRODUCT needs reduction PRODUCT and the other way round, not {self.side.name} and "
@@ -174,9 +179,12 @@ class Job:
             )
 
     def check(self, config: EpilogueConfig) -> None:
-        """ValueError where the built epilogue cannot hold the job's tables."""
+        """ValueError where the built epilogue cannot hold the job's tables or sums."""
         if self.n_tables > config.max_tiles:
             raise ValueError(f"n_tables must be at most {config.max_tiles}, not {self.n_tables}")
+        most = config.max_tiles * PARTS
+        if self.gives_sums and self.n_beats > most:
+            raise ValueError(f"n_beats of sums must be at most {most}, not {self.n_beats}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,6 +13,7 @@ from .config import (
     LATENCY_CYCLES,
     LIMIT_BITS,
     MAX_OUT_SHIFT,
+    MAX_READERS,
     MAX_SHIFT,
     MAX_SIDE_SHIFT,
     MULTIPLIER_BITS,
@@ -28,8 +29,9 @@ from .config import (
     Activation,
     EpilogueConfig,
     Side,
-    signed_range,
 )
+from .reduce import Sums, reduce_layout
+from .rounding import saturated, shifted
 
 
 def table_layout(config: EpilogueConfig) -> data.ArrayLayout:
@@ -38,7 +40,8 @@ def table_layout(config: EpilogueConfig) -> data.ArrayLayout:
 
 
 def side_layout(config: EpilogueConfig) -> data.ArrayLayout:
-    """Payload of ``i_side``: a residual; noise in lane 0."""
+    """Payload of ``i_side``: a residual or a factor; noise in lane 0; a mask in as many of the lowest bits as
+    there are lanes."""
     return data.ArrayLayout(signed(SIDE_BITS), config.lanes)
 
 
@@ -48,19 +51,20 @@ def sums_layout(config: EpilogueConfig) -> data.ArrayLayout:
 
 
 def out_layout(config: EpilogueConfig) -> data.StructLayout:
-    """Payload of ``o``: elements (8-bit ones sign-extended), mask of the activation, the reader they are for,
-    ``last`` of the job for that reader."""
+    """Payload of ``o``: elements (8-bit ones sign-extended) or a part of the sums, mask of the activation,
+    ``reader`` it is for, ``last`` of the job for that reader. Beats for MASK_READER have reader 0's elements.
+    """
     return data.StructLayout(
         {
             "data": data.ArrayLayout(signed(OUT_BITS), config.lanes),
             "mask": config.lanes,
-            "reader": 1,
+            "reader": range(MAX_READERS + 1),
             "last": 1,
         }
     )
 
 
-def step_layout() -> data.StructLayout:
+def step_layout(config: EpilogueConfig) -> data.StructLayout:
     """One beat for one reader: what of the job it needs, ``reader`` and ``last`` as in :func:`out_layout`."""
     return data.StructLayout(
         {
@@ -71,8 +75,9 @@ def step_layout() -> data.StructLayout:
             "limit": LIMIT_BITS,
             "out_shift": range(MAX_OUT_SHIFT + 1),
             "wide": 1,
-            "reader": 1,
+            "reader": range(MAX_READERS + 1),
             "last": 1,
+            "sums": reduce_layout(config),
         }
     )
 
@@ -80,14 +85,13 @@ def step_layout() -> data.StructLayout:
 class Datapath(wiring.Component):
     """One step a cycle, ``o`` a fixed time later. It runs freely: who stops it wraps it in an EnableInserter.
 
-    A shift to the right rounds half up: (((2 x) >> s) + 1) >> 1, where the first shift has the cycle before
-    to itself. Widths, all exact: x m lies within +-2^31 x (2^16 - 1), 48 bits; bias + side within
+    Widths, all exact: x m lies within +-2^31 x (2^16 - 1), 48 bits; bias + side within
     +-(2^23 + 2^30), with t added still within 2^31; u slope within 2^23 x 13107, 38 bits; v scale at most
     2^23 x 2^15 = 2^38, 40 bits.
 
     Members
     -------
-    valid, step, x, side, entry : a step, its elements, and its entry of the table
+    valid, adds, step, x, side, entry : a step, whether it adds to sums, its elements, its entry of the table
     o_valid, o : LATENCY_CYCLES - 1 later
     """
 
@@ -96,7 +100,8 @@ class Datapath(wiring.Component):
         super().__init__(
             {
                 "valid": In(1),
-                "step": In(step_layout()),
+                "adds": In(1),
+                "step": In(step_layout(config)),
                 "x": In(sums_layout(config)),
                 "side": In(side_layout(config)),
                 "entry": In(data.ArrayLayout(table_layout(config), TABLE_BEATS)),
@@ -111,7 +116,12 @@ class Datapath(wiring.Component):
         """Entry c: the step that came c cycles ago; u belongs to 4, v to 5."""
         for cycle in range(1, LATENCY_CYCLES - 1):
             held = delayed(m, Value.cast(steps[-1]), 1, f"step{cycle}")
-            steps.append(data.View(step_layout(), held))
+            steps.append(data.View(step_layout(self.config), held))
+        m.submodules.sums = sums = Sums(self.config)
+        m.d.comb += [
+            sums.adds.eq(delayed(m, self.adds, 5, "adds", is_valid=True)),
+            sums.step.eq(steps[5].sums),
+        ]
         m.d.sync += [
             self.o_valid.eq(delayed(m, self.valid, LATENCY_CYCLES - 2, "valid", is_valid=True)),
             self.o.reader.eq(steps[-1].reader),
@@ -119,7 +129,12 @@ class Datapath(wiring.Component):
         ]
         for lane in range(self.config.lanes):
             v, scale = self._activated(m, lane, steps)
-            self._scaled(m, lane, v, scale, steps)
+            m.d.comb += [
+                sums.v[lane].eq(v),
+                sums.side[lane].eq(delayed(m, self.side[lane], 5, f"factor{lane}")),
+            ]
+            element = self._scaled(m, lane, v, scale, steps)
+            m.d.sync += self.o.data[lane].eq(Mux(steps[-1].sums.gives, sums.o[lane], element))
         return m
 
     def _activated(self, m: Module, lane: int, steps: list[data.View]) -> tuple[Signal, Value]:
@@ -130,21 +145,25 @@ class Datapath(wiring.Component):
             Signal(signed(SIDE_BITS), name=f"side{lane}"),
             Signal(signed(SCALE_BITS), name=f"s{lane}"),
         )
+        is_added, keeps = Signal(name=f"is_added{lane}"), Signal(name=f"keeps{lane}")
+        kind = steps[0].side
         m.d.comb += [
-            side.eq(Mux(steps[0].side == Side.NOISE, self.side[0], self.side[lane])),
-            scale.eq(Mux(steps[0].reader, entry[4], entry[3])),
+            side.eq(Mux(kind == Side.NOISE, self.side[0], self.side[lane])),
+            is_added.eq((kind == Side.NOISE) | (kind == Side.RESIDUAL)),
+            keeps.eq((kind != Side.MASK) | Value.cast(self.side)[lane]),
+            scale.eq(Mux(steps[0].reader == 1, entry[4], entry[3])),
         ]
         product = Signal(signed(IN_BITS + MULTIPLIER_BITS), name=f"xm{lane}", reset_less=True)
         added = Signal(signed(SIDE_BITS + MAX_SIDE_SHIFT + 1), name=f"added{lane}", reset_less=True)
         m.d.sync += [
             product.eq(self.x[lane] * multiplier),
-            added.eq(bias + Mux(steps[0].side == Side.NONE, 0, side << steps[0].side_shift)),
+            added.eq(bias + Mux(is_added, side << steps[0].side_shift, 0)),
         ]
-        half_up = self._shifted(m, product, steps[1].shift, f"xm{lane}")
+        half_up = shifted(m, product, steps[1].shift, f"xm{lane}")
         t, u, v = (Signal(signed(VALUE_BITS), name=f"{name}{lane}", reset_less=True) for name in "tuv")
         total = Signal(signed(len(added)), name=f"total{lane}")
         m.d.comb += total.eq(t + delayed(m, added, 2, f"added{lane}"))
-        m.d.sync += [t.eq(_saturated(half_up, VALUE_BITS)), u.eq(_saturated(total, VALUE_BITS))]
+        m.d.sync += [t.eq(saturated(half_up, VALUE_BITS)), u.eq(saturated(total, VALUE_BITS))]
 
         do, sloped = steps[4].activation, Signal(signed(VALUE_BITS), name=f"sloped{lane}")
         over, mask = Signal(name=f"over{lane}"), Signal(name=f"mask{lane}", reset_less=True)
@@ -152,33 +171,23 @@ class Datapath(wiring.Component):
             sloped.eq((u * SLOPE + (1 << (SLOPE_SHIFT - 1))) >> SLOPE_SHIFT),
             over.eq((do == Activation.RELU6) & (u >= steps[4].limit)),
         ]
-        m.d.sync += [v.eq(Mux(over, steps[4].limit, u)), mask.eq((u > 0) & ~over)]
+        kept = delayed(m, keeps, 4, f"keeps{lane}")
+        m.d.sync += [v.eq(Mux(over, steps[4].limit, u)), mask.eq((u > 0) & ~over & kept)]
         with m.If(u < 0):
             with m.Switch(do):
                 with m.Case(Activation.RELU, Activation.RELU6):
                     m.d.sync += v.eq(0)
                 with m.Case(Activation.LEAKY):
                     m.d.sync += v.eq(sloped)
-        m.d.sync += self.o.mask[lane].eq(delayed(m, mask, 2, f"mask{lane}"))
+        with m.If(~kept):
+            m.d.sync += v.eq(0)
+        m.d.sync += self.o.mask[lane].eq(delayed(m, mask, 2, f"mask{lane}") & ~steps[-1].sums.gives)
         return v, delayed(m, scale, 5, f"scale{lane}")
 
-    def _scaled(self, m: Module, lane: int, v: Signal, scale: Value, steps: list[data.View]) -> None:
-        """Three cycles, to the output element."""
+    def _scaled(self, m: Module, lane: int, v: Signal, scale: Value, steps: list[data.View]) -> Value:
+        """The element, after two cycles."""
         product = Signal(signed(VALUE_BITS + SCALE_BITS), name=f"vs{lane}", reset_less=True)
         m.d.sync += product.eq(v * scale)
-        half_up = self._shifted(m, product, steps[6].out_shift, f"vs{lane}")
-        narrow, wide = _saturated(half_up, NARROW_BITS), _saturated(half_up, OUT_BITS)
-        m.d.sync += self.o.data[lane].eq(Mux(steps[-1].wide, wide, narrow))
-
-    def _shifted(self, m: Module, x: Signal, shift: Value, name: str) -> Signal:
-        """``x`` by 2^-shift, half up, a cycle later."""
-        held = Signal(signed(len(x) + 1), name=f"{name}_shifted", reset_less=True)
-        half_up = Signal(signed(len(x) + 1), name=f"{name}_rounded")
-        m.d.sync += held.eq((x << 1) >> shift)
-        m.d.comb += half_up.eq((held + 1) >> 1)
-        return half_up
-
-
-def _saturated(x: Signal, bits: int) -> Value:
-    low, high = signed_range(bits)
-    return Mux(x < low, low, Mux(x > high, high, x))
+        half_up = shifted(m, product, steps[6].out_shift, f"vs{lane}")
+        narrow, wide = saturated(half_up, NARROW_BITS), saturated(half_up, OUT_BITS)
+        return Mux(steps[-1].wide, wide, narrow)

@@ -8,14 +8,18 @@ from amaranth.lib.wiring import In, Out
 from .config import (
     BEAT_BITS,
     LIMIT_BITS,
+    MASK_READER,
     MAX_OUT_SHIFT,
     MAX_READERS,
+    MAX_REDUCE_SHIFT,
     MAX_SHIFT,
     MAX_SIDE_SHIFT,
+    PARTS,
     TABLE_BEATS,
     TABLE_BITS,
     Activation,
     EpilogueConfig,
+    Reduction,
     Side,
 )
 from .datapath import Datapath, out_layout, side_layout, sums_layout, table_layout
@@ -35,6 +39,10 @@ def job_layout(config: EpilogueConfig) -> data.StructLayout:
             "limit": LIMIT_BITS,
             "two": 1,
             "readers": data.ArrayLayout(reader, MAX_READERS),
+            "mask": 1,
+            "reduction": Reduction,
+            "reduce_shift": range(MAX_REDUCE_SHIFT + 1),
+            "gives_sums": 1,
         }
     )
 
@@ -45,17 +53,20 @@ def in_layout(config: EpilogueConfig) -> data.StructLayout:
 
 
 class Epilogue(wiring.Component):
-    """From sums to maps: scale, bias, noise or residual, activation, and the scale of each who reads the map.
+    """From sums to maps: scale, bias, noise or residual, activation or mask, the scale of each who reads the
+    map; and sums over all beats of a tile.
 
     ::
 
         t = sat24(rnd(x multiplier, shift))
         u = sat24(t + bias + (side << side_shift))
-        v = activation(u)
+        v = activation(u)                          0 where a mask on the side is 0
         o = sat(rnd(v scale, reader.shift))        to 8 or 16 bits, for one reader or two
+        r = sat16(rnd(v, reduce_shift))            sums of r, and of r r or r side, of each tile
 
-    A job loads its table first, if it brings one, a beat a cycle; then a beat a cycle, or, with two readers,
-    one every two: both get it, one after the other. The next job is taken with the last of them.
+    A job loads its table first, if it brings one, a beat a cycle; then a beat a cycle for each reader and for
+    the mask: all get it, one after the other. The next job is taken with the last of them. A job that gives
+    sums takes no beats; it rests for a cycle first.
 
     Latency LATENCY_CYCLES. ``i.ready`` follows ``o.ready`` in the same cycle, and waits for ``i_side``.
 
@@ -82,28 +93,37 @@ class Epilogue(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        flow, steps, second, ends_beat, loading = Signal(), Signal(), Signal(), Signal(), Signal()
+        flow, steps, ends_beat, loading = Signal(), Signal(), Signal(), Signal()
+        reader, following = Signal(range(MAX_READERS + 1)), Signal(range(MAX_READERS + 1))
+        """Whom the beat is for, and for whom it is next; 0: for nobody else."""
         entry_complete, entry = self._table(m, loading, flow)
-        job, running = self._jobs(m, loading, entry_complete, steps & ends_beat)
-        has_side = job.side != Side.NONE
+        job, running = self._jobs(m, loading, flow, entry_complete, steps & ends_beat)
+        has_side, comes = job.side != Side.NONE, Signal()
         m.d.comb += [
             flow.eq(~self.o.valid | self.o.ready),
-            steps.eq(flow & running & self.i.valid & (self.i_side.valid | ~has_side)),
-            ends_beat.eq(second | ~job.two),
-            self.i.ready.eq(steps & ends_beat),
+            comes.eq(self.i.valid & (self.i_side.valid | ~has_side)),
+            steps.eq(flow & running & (comes | job.gives_sums)),
+            ends_beat.eq(following == 0),
+            self.i.ready.eq(steps & ends_beat & ~job.gives_sums),
             self.i_side.ready.eq(steps & ends_beat & has_side),
         ]
+        with m.If((reader == 0) & job.two):
+            m.d.comb += following.eq(1)
+        with m.Elif((reader != MASK_READER) & job.mask):
+            m.d.comb += following.eq(MASK_READER)
         with m.If(steps):
-            m.d.sync += second.eq(~ends_beat)
+            m.d.sync += reader.eq(following)
 
         datapath = Datapath(self.config)
         m.submodules.datapath = EnableInserter(flow)(datapath)
         with m.If(flow):
             m.d.sync += [
                 datapath.valid.eq(steps),
+                datapath.adds.eq(steps & (job.reduction != Reduction.NONE) & (reader == 0)),
                 datapath.x.eq(self.i.payload.data),
                 datapath.side.eq(self.i_side.payload),
-                *self._step(datapath.step, job, second),
+                *self._step(datapath.step, job, reader),
+                *self._sums(m, datapath.step.sums, job, steps),
             ]
         m.d.comb += [
             datapath.entry.eq(entry),
@@ -113,18 +133,18 @@ class Epilogue(wiring.Component):
         return m
 
     def _jobs(
-        self, m: Module, loading: Signal, entry_complete: Value, beat_ends: Value
+        self, m: Module, loading: Signal, flow: Signal, entry_complete: Value, beat_ends: Value
     ) -> tuple[data.View, Signal]:
         """The job under way, its numbers of beats and tables being those left; whether it takes beats.
 
         Drives ``loading``: it takes its table.
         """
         job = Signal(job_layout(self.config), reset_less=True)
-        running, ends = Signal(), Signal()
+        running, resting, ends = Signal(), Signal(), Signal()
         start = self.i_job.payload
         m.d.comb += [
             ends.eq(beat_ends & (job.n_beats == 1)),
-            self.i_job.ready.eq((~loading & ~running) | ends),
+            self.i_job.ready.eq((~loading & ~resting & ~running) | ends),
         ]
         with m.If(beat_ends):
             m.d.sync += job.n_beats.eq(job.n_beats - 1)
@@ -134,8 +154,15 @@ class Epilogue(wiring.Component):
             m.d.sync += job.n_tables.eq(job.n_tables - 1)
             with m.If(job.n_tables == 1):
                 m.d.sync += [loading.eq(0), running.eq(1)]
+        with m.If(resting & flow):
+            m.d.sync += [resting.eq(0), running.eq(1)]
         with m.If(self.i_job.valid & self.i_job.ready):
-            m.d.sync += [job.eq(start), loading.eq(start.n_tables != 0), running.eq(start.n_tables == 0)]
+            m.d.sync += [
+                job.eq(start),
+                loading.eq(start.n_tables != 0),
+                resting.eq(start.gives_sums),
+                running.eq((start.n_tables == 0) & ~start.gives_sums),
+            ]
         return job, running
 
     def _table(self, m: Module, loading: Signal, flow: Signal) -> tuple[Signal, data.View]:
@@ -170,14 +197,32 @@ class Epilogue(wiring.Component):
             m.d.sync += tile.eq(tile + 1)
         return complete, read.data
 
-    def _step(self, step: data.View, job: data.View, second: Signal) -> list:
+    def _sums(self, m: Module, sums: data.View, job: data.View, steps: Signal) -> list:
+        """What a beat adds to or gives of the sums, as assignments."""
+        number = Signal(range(self.config.max_tiles * PARTS))
+        """Of the part that is given; after the last one all are zeros until something is added."""
+        tile = number[PARTS.bit_length() - 1 :]
+        with m.If(~job.gives_sums):
+            m.d.sync += number.eq(0)
+        with m.Elif(steps):
+            m.d.sync += number.eq(number + 1)
+        return [
+            sums.shift.eq(job.reduce_shift),
+            sums.squares.eq(job.reduction == Reduction.SQUARE),
+            sums.tile.eq(Mux(job.gives_sums, tile, self.i.payload.tile)),
+            sums.gives.eq(job.gives_sums & steps),
+            sums.part.eq(number),
+            sums.clears.eq(job.n_beats == 1),
+        ]
+
+    def _step(self, step: data.View, job: data.View, number: Signal) -> list:
         """A beat for one reader, as assignments."""
-        reader = job.readers[second]
+        reader = job.readers[number == 1]
         same = ("shift", "side", "side_shift", "activation", "limit")
         return [
             *(step[name].eq(job[name]) for name in same),
             step.out_shift.eq(reader.shift),
             step.wide.eq(reader.wide),
-            step.reader.eq(second),
+            step.reader.eq(number),
             step.last.eq(job.n_beats == 1),
         ]
