@@ -26,6 +26,7 @@ from hw.stream.config import FifoConfig, PackerConfig, RegroupConfig, SkidConfig
 from hw.system.config import system_config
 from hw.system.convolution.config import convolution_system_config
 from hw.systolic.config import systolic_config
+from hw.training.config import training_config
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 
 
@@ -304,6 +305,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.epilogue",
             component_name="Epilogue",
             config=epilogue_config,
+        ),
+        Block(
+            name="training",
+            summary="group norm and its gradient from sums, and the update of masters",
+            package="hw.training",
+            component_name="Training",
+            config=training_config,
         ),
         Block(
             name="convolution",

@@ -24,6 +24,8 @@ FACTOR_BITS = 16
 """Width of momentum and rate; unsigned."""
 MAX_SHIFT = 71
 """Right shift of a product."""
+UPDATE_LATENCY_CYCLES = 7
+"""An element taken to its master on the output."""
 MAX_COUNT = 1 << 17
 """Numbers that a group norm takes the mean of: 8 channels of at most 128 x 128 pixels."""
 
@@ -51,6 +53,8 @@ class Kernel(IntEnum):
     NORM = 1
     NORM_BACK = 2
     NORM_GAMMA = 3
+    NORM_PLAIN = 4
+    """NORM whose gamma is 1 everywhere."""
 
 
 class Image(IntEnum):

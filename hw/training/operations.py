@@ -10,7 +10,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.convolution.lists import MemoryList, TableList, sums_list, table_words
+from hw.convolution.lists import MemoryList, TableList, sums_list
+from hw.epilogue.config import TABLE_BEATS
 
 from .config import GROUP, Image, Norm, NormBack
 from .config import Update as UpdateJob
@@ -86,18 +87,21 @@ class Normalise:
     gamma: str | None = None
     """A master; None: 1."""
     job: Norm
+    beta_start: NDArray[np.integer] | None = None
+    gamma_start: NDArray[np.integer] | None = None
+    """Weights that the masters begin with, where no update says so."""
 
     def __post_init__(self) -> None:
         _check_groups(self.name, self.channels)
 
     def lists(self) -> list[MemoryList]:
         """Those that are read or written."""
-        masters = [name for name in (self.gamma, self.beta) if name is not None]
+        masters = ((self.gamma, self.gamma_start), (self.beta, self.beta_start))
         return [
             sums_list(self.sums, self.channels),
             _table(self.table, self.channels),
             _words(self.state, (self.channels, 2)),
-            *(master_list(name, (self.channels,)) for name in masters),
+            *(master_list(name, (self.channels,), start) for name, start in masters if name is not None),
         ]
 
 
@@ -166,7 +170,7 @@ def _words(name: str, shape: tuple[int, ...]) -> MemoryList:
 
 
 def _table(name: str, channels: int) -> TableList:
-    return TableList(name=name, dtype=np.dtype(np.uint16), shape=table_words(channels))
+    return TableList(name=name, dtype=np.dtype(np.uint16), shape=(TABLE_BEATS, channels))
 
 
 def _check_groups(name: str, channels: int) -> None:

@@ -7,8 +7,32 @@ import numpy as np
 import pytest
 import torch
 
-from hw.training.config import GROUP, MAX_COUNT, Image, Norm, NormBack, Update, reciprocal, root_table
+from hw.harness import verilated
+from hw.harness.amaranth_sim import run_cases
+from hw.harness.job import judge
+from hw.registry import BLOCKS
+from hw.training import microcode, processor, rtl, vectors
+from hw.training.config import (
+    GROUP,
+    MAX_COUNT,
+    Image,
+    Kernel,
+    Norm,
+    NormBack,
+    TrainingConfig,
+    Update,
+    reciprocal,
+    root_table,
+)
+from hw.training.cycles import Timed, job_cycles, replay
 from hw.training.golden import inverse_root, norm, norm_back, norm_gamma, update
+from hw.training.operations import Gradient, NormaliseGamma
+from hw.training.operations import Update as UpdateOperation
+from hw.training.rtl import Training
+from hw.training.vectors import cases, gamma_task, random_update
+from tests.hw.mutants import mutated
+
+CONFIG = TrainingConfig()
 
 # --- golden against float ---------------------------------------------------------------------------------
 
@@ -92,3 +116,173 @@ def test_updates_saturate():
     )  # fmt: skip
     assert made.tolist() == [[top, bottom], [bottom, top], [top, bottom], [-2, 7]]
     assert image is not None and image.tolist() == [32_767, -32_768, 32_767, -2]
+
+
+# --- RTL ----------------------------------------------------------------------------------------------------
+
+
+def problems(made):
+    return [p for case, log in run_cases(Training(CONFIG), made) for p in judge(case, log).problems]
+
+
+def test_rtl_matches_golden_and_cycles():
+    assert problems(cases(CONFIG, seed=1, n_random=4)) == []
+
+
+def in_turns():
+    """Updates right after norms, so slowly that a norm's last word waits when an update's first one comes."""
+    rng = np.random.default_rng(8)
+    tasks = [
+        task
+        for _ in range(6)
+        for task in (gamma_task(rng, n_groups=1), random_update(rng, image=Image.NONE, halves=False, n=2))
+    ]
+    return vectors.case("in turns", tasks, CONFIG).stalled(0.9, seed=9, slowdown=60)
+
+
+def test_rtl_matches_golden_under_stalls():
+    made = cases(CONFIG, seed=2, n_random=2)
+    stalled = [case.stalled(p, seed=3) for case, p in zip(made, 4 * [0.2, 0.6], strict=True)]
+    assert problems([*stalled, in_turns()]) == []
+
+
+def test_verilog_matches_golden_and_cycles():
+    made = cases(CONFIG, seed=4, n_random=60)
+    made += [case.stalled(p, seed=5) for case in made for p in (0.2, 0.7)]
+    logs = verilated.run_cases(BLOCKS["training"], CONFIG, made)
+    assert [judge(case, log).problems for case, log in zip(made, logs, strict=True)] == [()] * len(made)
+
+
+def test_mean_cycles_of_jobs():
+    """What job_cycles says is the distance of jobs in the replay; about 13 cycles a channel for a norm."""
+    for job in (
+        Timed(kernel=Kernel.UPDATE, count=64, image=Image.BYTES),
+        Timed(kernel=Kernel.UPDATE, count=64, image=Image.BIAS),
+        *(Timed(kernel=kernel, count=5) for kernel in Kernel if kernel != Kernel.UPDATE),
+    ):
+        stamps = replay([job, job])
+        half = len(stamps) // 2
+        assert stamps[half] - stamps[0] == job_cycles(job)
+        if job.kernel != Kernel.UPDATE:
+            assert job_cycles(job) < 15 * GROUP * job.count
+
+
+def test_programs_never_read_too_early():
+    for kernel in microcode.PROGRAMS:
+        program, written = microcode.program(kernel), dict[int, int]()
+        for number, one in enumerate(program):
+            assert all(number - written[r] >= microcode.LATENCY for r in one.reads if r in written)
+            written |= dict.fromkeys(one.writes, number)
+
+
+# --- mutants ------------------------------------------------------------------------------------------------
+
+MUTANTS = [
+    ("momentum cut", "update", "(kept + (1 << 15)) >> 16", "kept >> 16"),
+    ("step cut", "update", "(moved + 1) >> 1", "moved >> 1"),
+    ("step wraps", "update", "saturated((moved + 1) >> 1, WORD_BITS)", "(moved + 1) >> 1"),
+    ("momentum wraps", "update", "saturated(kept + step, WORD_BITS)", "kept + step"),
+    ("weight climbs", "update", "weight - momentum", "weight + momentum"),
+    ("image cut", "update", "rounded = (shifted + 1) >> 1", "rounded = shifted >> 1"),
+    ("image of a weight too early", "update", "(lowered << 1) >> job.image_shift",
+     "(weight << 1) >> job.image_shift"),
+    ("lower half twice", "update", "halves[upper]", "halves[0]"),
+    ("a half a word", "update", "goes & (~job.halves | upper)", "goes"),
+    ("jobs overlap", "update", "~active & (n_under_way == 0)", "~active"),
+    ("image turned round", "update", "(*reversed(earlier), of.o_image)", "(of.o_image, *earlier)"),
+    ("bias without sign", "update", "bias[-1].replicate(8)", "(bias[-1] & 0).replicate(8)"),
+    ("image for reader 0", "update", "self.o.payload.reader.eq(word != 0)", "self.o.payload.reader.eq(0)"),
+    ("rounds down", "processor", "rounded.eq((shifted + 1) >> 1)", "rounded.eq(shifted >> 1)"),
+    ("wraps", "processor", "Mux(total < low, low, Mux(total > high, high, total))", "total"),
+    ("adds always", "processor", "Mux(writing.subtract, added[1] - rounded, added[1] + rounded)",
+     "added[1] + rounded"),
+    ("the same shift for every variance", "processor", "Mux(base > less, base - less, 0)",
+     "Mux(base > 0, base, 0)"),
+    ("shift below nothing", "processor", "Mux(base > less, base - less, 0)", "base - less"),
+    ("a word too early", "processor", "(of.sees_word & ~words.valid)", "(of.takes_word & ~words.valid)"),
+    ("a word lost", "processor", "(gives & o.valid & ~o.ready)", "0"),
+    ("root without its line", "processor", "point - ((drop * rest) >> ROOT_REST_BITS)", "point"),
+    ("root of 1 wraps", "processor", "Mux(rounded >> INVERSE_BITS, (1 << INVERSE_BITS) - 1, rounded)",
+     "rounded"),
+    ("sums without their high words", "processor", "self.i_sums.payload[: SUM_BITS - WORD_BITS]",
+     "low[: SUM_BITS - WORD_BITS]"),
+    ("next job too early", "processor", "~Cat(valid).any()", "~valid[0]"),
+    ("reads a result too early", "microcode", "LATENCY = 4", "LATENCY = 3"),
+    ("variance of no mean", "microcode", "yield _of(MEAN, MEAN, VARIANCE, subtract=True, dest=VARIANCE)",
+     "yield _of(ZERO, MEAN, VARIANCE, subtract=True, dest=VARIANCE)"),
+    ("no epsilon", "microcode", "b=TWO_16, c=VARIANCE", "b=ZERO, c=VARIANCE"),
+    ("gamma of the channel before", "microcode", "yield _of(SHORT_ROOT, gamma, give",
+     "yield _of(SHORT_ROOT, gammas[0], give"),
+    ("gradient not centred", "microcode", "_of(s, MEAN, p, subtract=True", "_of(s, ZERO, p, subtract=True"),
+    ("groups add up", "microcode", "S if made else ZERO", "S"),
+    ("update overtakes a norm", "rtl", "update.o.ready.eq(o.ready & ~processor.o.valid)",
+     "update.o.ready.eq(o.ready)"),
+    ("norms begin during an update", "rtl", "job.ready.eq(update.i_job.ready & processor.i_job.ready)",
+     "job.ready.eq(processor.i_job.ready)"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mutant_cases():
+    made = cases(CONFIG, seed=6, n_random=0)
+    return [*(one for case in made for one in (case, case.stalled(0.5, seed=7))), in_turns()]
+
+
+@pytest.mark.parametrize(("name", "module", "old", "new"), MUTANTS, ids=[m[0] for m in MUTANTS])
+def test_mutant_is_caught(name, module, old, new, mutant_cases, monkeypatch):
+    mutant = mutated(f"hw.training.{module}", old, new)
+    unit = Training
+    match module:
+        case "rtl":
+            unit = mutant.Training
+        case "microcode":
+            for what in ("program", "starts"):
+                monkeypatch.setattr(processor, what, getattr(mutant, what))
+        case _:
+            monkeypatch.setattr(rtl, module.capitalize(), getattr(mutant, module.capitalize()))
+    runs = run_cases(unit(CONFIG), mutant_cases)
+    assert any(judge(case, log).problems for case, log in runs), name
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainingConfig(count_bits=3), "count_bits must be in 4..24, not 3"),
+        (lambda: Update(momentum=65_536), "momentum must be in 0..65535, not 65536"),
+        (lambda: Update(rate_shift=48), "rate_shift must be in 0..47, not 48"),
+        (lambda: Norm(pixels=16_385, shift=0), "pixels must be in 1..16384, not 16385"),
+        (lambda: Norm(pixels=1, shift=48), "shift must be in 0..47, not 48"),
+        (
+            lambda: NormBack(pixels=1, scale_exponent=3, multiplier_exponent=0, bias_exponent=12),
+            "bias_exponent must be in 0..11, not 12",
+        ),
+        (
+            lambda: NormaliseGamma(name="q", channels=12, sums="s", state="t", gradient="g"),
+            "q: channels must be a multiple of 8, not 12",
+        ),
+        (
+            lambda: UpdateOperation(
+                name="u", master="m", shape=(2, 2, 6), gradient="g", gradient_from=Gradient.MAP,
+                job=Update(image=Image.BYTES), image="w",
+            ),
+            "u: channels must be a multiple of 4, not 6",
+        ),
+        (
+            lambda: UpdateOperation(name="u", master="m", shape=(8,), gradient="g", job=Update(), image="t"),
+            "u: image must be named if there is one, and only then",
+        ),
+    ],
+)  # fmt: skip
+def test_rejects_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_golden_rejects_what_does_not_fit():
+    with pytest.raises(ValueError, match="channels must be a multiple of 8, not 4"):
+        norm_gamma(torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"gradient must be in -2147483648\.\.2147483647"):
+        update(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([1 << 31]), Update())
