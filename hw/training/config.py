@@ -35,8 +35,10 @@ MEAN_FRACTION_BITS, SQUARE_FRACTION_BITS = 8, 16
 """Fraction bits of a mean, and of a mean square."""
 GAMMA_FRACTION_BITS, GAMMA_BITS = 12, 16
 """Format of a norm's scale; signed."""
-NORM_FRACTION_BITS = 18
-"""Fraction bits of a normalised map, before the scale of its reader."""
+NORM_FRACTION_BITS = 16
+"""Fraction bits of a normalised map, before the scale of its reader: values of +-128."""
+NORM_SHIFT = 16 + 31 + GAMMA_FRACTION_BITS - NORM_FRACTION_BITS
+"""gamma_q r 2^16 2^-NORM_SHIFT 2^j is gamma / sqrt(variance) in units of a normalised map."""
 
 INVERSE_BITS = 16
 """Width of the mantissa r of 1 / sqrt(V): 2^15..2^16 - 1."""
@@ -123,7 +125,7 @@ class Norm:
     gamma_shift: int = 0
     """From a master to gamma, unit 2^-12; 0..31."""
     beta_shift: int = 0
-    """From a master to beta, unit 2^-18; 0..31."""
+    """From a master to beta, unit 2^-16; 0..31."""
 
     def __post_init__(self) -> None:
         _check_range("pixels", self.pixels, 1, MAX_COUNT // GROUP)

@@ -18,7 +18,7 @@ from .config import (
     INVERSE_BITS,
     MEAN_FRACTION_BITS,
     MULTIPLIER_BITS,
-    NORM_FRACTION_BITS,
+    NORM_SHIFT,
     ROOT_POINT_BITS,
     ROOT_REST_BITS,
     ROOT_TABLE_BITS,
@@ -36,6 +36,7 @@ from .config import (
 from .operations import Gradient, KernelOperation, Normalise, NormaliseBackward, NormaliseGamma
 from .operations import Update as UpdateOperation
 
+LARGEST_MULTIPLIER = (1 << MULTIPLIER_BITS) - 1
 TABLE_MULTIPLIER, TABLE_BIAS, TABLE_SCALE = 0, 1, 3
 """Rows of a table, int64[5, n_channels]; a bias has two, low 16 bits and high ones."""
 
@@ -170,7 +171,8 @@ def norm(
     sums: torch.Tensor, gamma: torch.Tensor | None, beta: torch.Tensor, job: Norm
 ) -> tuple[Fields, torch.Tensor]:
     """Fields with which an epilogue turns a map z into gamma (z - mean) / sqrt(variance + epsilon) + beta, in
-    units of 2^-18, and the state for the gradient.
+    units of 2^-16, and the state for the gradient. A multiplier has no sign: where gamma is negative, z's
+    must be changed before.
 
     ::
 
@@ -179,8 +181,8 @@ def norm(
         V = clamp(sat48(rnd(P R, rs - 16)) - M^2 + (epsilon << 16), 1, 2^47 - 1)
         r, j = inverse_root(V)      1 / sqrt(V 2^-16) = r 2^(j - 31)
         gamma_q = sat16(rnd(gamma, gamma_shift)), beta_q = sat24(rnd(beta, beta_shift))
-        multiplier = clamp(rnd(gamma_q r 2^16, max(0, 41 - shift - j)), 0, 65535)
-        bias = sat24(beta_q - rnd(M multiplier, 8 + shift))
+        k = clamp(rnd(gamma_q r 2^16, max(0, 43 - shift - j)), -65535, 65535), multiplier = abs(k)
+        bias = sat24(beta_q - rnd(M k, 8 + shift))
 
     Parameters
     ----------
@@ -209,15 +211,11 @@ def norm(
             gamma_q = _sat(_rnd(int(gamma[c]), job.gamma_shift), GAMMA_BITS)
             beta_q = _sat(_rnd(int(beta[c]), job.beta_shift), BIAS_BITS)
             scaled = _rnd((gamma_q * r) << 16, max(0, NORM_SHIFT - job.shift - j))
-            multiplier = max(0, min(scaled, (1 << MULTIPLIER_BITS) - 1))
-            multipliers.append(multiplier)
+            multiplier = max(-LARGEST_MULTIPLIER, min(scaled, LARGEST_MULTIPLIER))
+            multipliers.append(abs(multiplier))
             biases.append(_sat(beta_q - _rnd(mean * multiplier, MEAN_FRACTION_BITS + job.shift), BIAS_BITS))
             states.append((mean * 256 + j, (gamma_q << 16) + r - (1 << (INVERSE_BITS - 1))))
     return Fields(torch.tensor(multipliers), torch.tensor(biases)), torch.tensor(states)
-
-
-NORM_SHIFT = 16 + 31 + GAMMA_FRACTION_BITS - NORM_FRACTION_BITS
-"""gamma_q r 2^16 2^-NORM_SHIFT 2^j is gamma / sqrt(variance) in units of 2^-18."""
 
 
 def norm_back(sums: torch.Tensor, state: torch.Tensor, job: NormBack) -> tuple[torch.Tensor, Fields]:
@@ -261,7 +259,7 @@ def norm_back(sums: torch.Tensor, state: torch.Tensor, job: NormBack) -> tuple[t
         for _ in range(2):
             u = _sat(_rnd(u * r, 16), SUM_BITS)
         scale = _sat(-_rnd(u * r, max(0, 77 - e1 - 3 * j)), SCALE_BITS)
-        multiplier = min(_rnd(r << 16, max(0, 47 - e2 - j)), (1 << MULTIPLIER_BITS) - 1)
+        multiplier = min(_rnd(r << 16, max(0, 47 - e2 - j)), LARGEST_MULTIPLIER)
         w = _sat(_rnd(means * inverse, rs - 4), SUM_BITS)
         bias = _sat(-_rnd(w * r, max(0, 47 - e3 - j)), SUM_BITS) - _rnd(mean * scale, 8 + e1 - e3)
         scales += GROUP * [scale]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 
-from .config import GROUP, Job, Kernel, Norm, NormBack, reciprocal
+from .config import GROUP, NORM_SHIFT, Job, Kernel, Norm, NormBack, reciprocal
 
 LATENCY = 4
 """Instructions from one to the first that can read its result."""
@@ -43,7 +43,9 @@ class Limit(IntEnum):
     SIGNED_24 = 2
     SIGNED_16 = 3
     UNSIGNED_16 = 4
-    POSITIVE = 5
+    MAGNITUDE_16 = 5
+    """-65,535..65,535."""
+    POSITIVE = 6
     """1..2^47 - 1."""
 
 
@@ -59,6 +61,8 @@ class Give(IntEnum):
     """32 bits of a."""
     EXPONENT = 4
     """24 bits of a above j."""
+    MAGNITUDE = 5
+    """As LOW, without signs."""
 
 
 class Slot(IntEnum):
@@ -183,7 +187,7 @@ def _norm(*, plain: bool) -> Iterator[Instruction]:
     yield _of(ROOT, ONE, NEGATIVE_TWO_15, dest=SHORT_ROOT)
     for gamma, multiplier in zip(gammas, multipliers, strict=True):
         yield _of(
-            WIDE_ROOT, gamma, limit=Limit.UNSIGNED_16, dest=multiplier, **_slot(Slot.MULTIPLIER, exponents=1)
+            WIDE_ROOT, gamma, limit=Limit.MAGNITUDE_16, dest=multiplier, **_slot(Slot.MULTIPLIER, exponents=1)
         )
     for multiplier, beta, bias in zip(multipliers, betas, biases, strict=True):
         yield _of(multiplier, MEAN, beta, subtract=True, limit=Limit.SIGNED_24, dest=bias, **_slot(Slot.BIAS))
@@ -191,7 +195,7 @@ def _norm(*, plain: bool) -> Iterator[Instruction]:
         yield _of(MEAN, give=Give.EXPONENT, second=True)
         yield _of(SHORT_ROOT, gamma, give=Give.LOW, second=True)
     for even, odd in zip(range(0, GROUP, 2), range(1, GROUP, 2), strict=True):
-        yield _of(multipliers[even], multipliers[odd], give=Give.LOW)
+        yield _of(multipliers[even], multipliers[odd], give=Give.MAGNITUDE)
         yield _of(biases[even], biases[odd], give=Give.LOW)
         yield _of(biases[even], biases[odd], give=Give.HIGH)
 
@@ -288,7 +292,7 @@ def slots(job: Job) -> dict[Slot, int]:
                 Slot.SQUARE: rs - 16,
                 Slot.GAMMA: job.gamma_shift,
                 Slot.BETA: job.beta_shift,
-                Slot.MULTIPLIER: 41 - job.shift,
+                Slot.MULTIPLIER: NORM_SHIFT - job.shift,
                 Slot.BIAS: 8 + job.shift,
             }
         case NormBack():

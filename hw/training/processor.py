@@ -44,6 +44,7 @@ LIMITS: Mapping[Limit, tuple[int, int]] = {
     Limit.SIGNED_24: (-(1 << 23), (1 << 23) - 1),
     Limit.SIGNED_16: (-(1 << 15), (1 << 15) - 1),
     Limit.UNSIGNED_16: (0, (1 << 16) - 1),
+    Limit.MAGNITUDE_16: (-(1 << 16) + 1, (1 << 16) - 1),
     Limit.POSITIVE: (1, (1 << 47) - 1),
 }
 
@@ -222,6 +223,8 @@ class Processor(wiring.Component):
             with m.Switch(of.give):
                 with m.Case(Give.LOW):
                     m.d.sync += o.payload.data.eq(Cat(a[:16], b[:16]))
+                with m.Case(Give.MAGNITUDE):
+                    m.d.sync += o.payload.data.eq(Cat(Mux(x < 0, -x, x)[:16] for x in (a, b)))
                 with m.Case(Give.HIGH):
                     m.d.sync += o.payload.data.eq(Cat(a[16:32], b[16:32]))
                 with m.Case(Give.WHOLE):
