@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hw.config import ChipConfig
-from hw.convolution.operations import Conv, Fir, Operation
+from hw.convolution.operations import Conv, Depthwise, Fir, MapShape, Operation, SumsOperation
+from hw.depthwise.config import MAP_BITS, N_PAST, DepthwiseConfig
+from hw.depthwise.cycles import LATENCY_CYCLES as DEPTHWISE_LATENCY_CYCLES
+from hw.depthwise.cycles import layer_cycles as depthwise_cycles
+from hw.depthwise.layer import DepthwiseLayer, phases
 from hw.epilogue.config import LATENCY_CYCLES as EPILOGUE_LATENCY_CYCLES
 from hw.epilogue.config import TABLE_BEATS, Side
 from hw.fir.config import LATENCY_CYCLES as FIR_LATENCY_CYCLES
@@ -27,7 +31,9 @@ from sim.memory import ACHIEVABLE_BANDWIDTH, ROW_BYTES
 
 WIDE_BYTES = 2
 """Of an element of 16 bits: noise, residuals, tables, maps on their way to the filter."""
-ANY_ROW_BEATS = 65_536
+SUM_BYTES = 8
+"""Of a sum over a map."""
+ANY_ROW_BEATS, ANY_ROW_PIXELS = 65_536, 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +47,16 @@ class Core:
     """What all ports together get."""
     latency_cycles: int = 45
     """Of a read, and of a write until it is acknowledged."""
+    depthwise_multipliers: int = 3
+    """Of each lane of the depthwise unit, which has as many lanes as the array has columns."""
+
+    @property
+    def depthwise(self) -> DepthwiseConfig:
+        """The unit for depthwise layers, with a line memory for any map."""
+        return DepthwiseConfig(
+            lanes=self.array.columns, n_multipliers=self.depthwise_multipliers, row_pixels=ANY_ROW_PIXELS,
+            max_size=ANY_ROW_PIXELS,
+        )  # fmt: skip
 
 
 def core_of(chip: ChipConfig) -> Core:
@@ -58,24 +74,38 @@ class Task:
     """An operation without its numbers."""
 
     name: str
-    of: Layer | Map
+    of: Layer | Map | DepthwiseLayer | MapShape
+    """A map's shape: it is transposed."""
     out_bits: tuple[int, ...]
     """Of each map written."""
     planar: bool = False
-    """These are for the filter or a residual, see :func:`planar_bytes`."""
+    """These are for the filter, the depthwise unit or a residual, see :func:`planar_bytes`."""
     side: Side = Side.NONE
+    masks: bool = False
+    """A mask is written as well, a bit an element."""
+    sums: bool = False
+    """Two sums of each channel are written as well."""
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
         if isinstance(self.of, Layer):
             return self.of.out_height, self.of.out_width, self.of.n_out
+        if isinstance(self.of, DepthwiseLayer):
+            return self.of.out_height, self.of.out_width, self.of.channels
+        if isinstance(self.of, MapShape):
+            return self.of.channels, 1, self.of.height * self.of.width
         return (*self.of.out_size, self.of.channels)
 
 
-def planar_bytes(channels: int, lanes: int) -> int:
-    """Of a pixel of a tile: 2 a channel, words of 4, where there is one tile; else all lanes in each tile."""
-    return WIDE_BYTES * lanes if channels > lanes else min(WIDE_BYTES * lanes, 4 * -(-channels // 2))
+def planar_bytes(channels: int, lanes: int, bits: int = 16) -> int:
+    """Of a pixel of a tile: words of 4 bytes, where there is one tile; else all lanes in each tile."""
+    return min(lanes * bits // 8, -(-channels * bits // 32) * 4)
+
+
+def mask_bytes(lanes: int) -> int:
+    """Of a pixel of a tile, a bit a channel."""
+    return max(1, lanes // 8)
 
 
 def mean_words(n_bytes: int, pitch: int, bus_bytes: int, offset: int = 0) -> float:
@@ -89,23 +119,40 @@ def mean_words(n_bytes: int, pitch: int, bus_bytes: int, offset: int = 0) -> flo
 
 
 def tasks_of(operations: Sequence[Operation]) -> list[Task]:
-    """What of operations counts for their time."""
-    of_array = {operation.source for operation in operations if isinstance(operation, Conv)}
+    """What of operations counts for their time; kernels over lists are left out."""
+    planar = _planar_maps(operations)
     made = []
     for operation in operations:
-        if not isinstance(operation, Conv | Fir):
-            raise ValueError(f"{operation.name}: {type(operation).__name__} has no estimate")
+        if not isinstance(operation, SumsOperation):
+            continue
         e = operation.epilogue
         made.append(
             Task(
                 name=operation.name,
-                of=operation.layer if isinstance(operation, Conv) else operation.map,
+                of=_of(operation),
                 out_bits=tuple(output.bits for output in e.outputs),
-                planar=all(output.bits == 16 and output.name not in of_array for output in e.outputs),
+                planar=all(output.name in planar for output in e.outputs),
                 side=e.job().side,
+                masks=e.mask is not None,
+                sums=e.reduce is not None,
             )
         )
     return made
+
+
+def _of(operation: SumsOperation) -> Layer | Map | DepthwiseLayer | MapShape:
+    if isinstance(operation, Conv | Depthwise):
+        return operation.layer
+    return operation.map if isinstance(operation, Fir) else operation.shape
+
+
+def _planar_maps(operations: Sequence[Operation]) -> set[str]:
+    """Those that the array does not read, and that have 16 bits or another reader."""
+    works = [operation for operation in operations if isinstance(operation, SumsOperation)]
+    of_array = {operation.source for operation in works if isinstance(operation, Conv)}
+    of_others = {operation.source for operation in works if not isinstance(operation, Conv)}
+    wide = {output.name for one in works for output in one.epilogue.outputs if output.bits == 16}
+    return (wide | of_others) - of_array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +161,7 @@ class Estimate:
 
     cycles: float = 0
     limit: str = ""
-    """What sets the pace: array, weights, input, side, output, memory or filter."""
+    """What sets the pace: array, weights, input, side, output, memory, filter, depthwise or transpose."""
     macs: int = 0
     """Products of the array, of 8 bits each."""
     vectors: int = 0
@@ -125,6 +172,10 @@ class Estimate:
     output_bytes: int = 0
     filter_beats: int = 0
     """Steps of the filter."""
+    depthwise_macs: int = 0
+    """Products of the depthwise unit, 16 by 8 bits."""
+    depthwise_steps: int = 0
+    """Pixels of a tile that it takes."""
     out_beats: int = 0
     """Of the epilogue, counted for each reader."""
 
@@ -151,6 +202,10 @@ def estimate(task: Task, core: Core) -> Estimate:
     """
     if isinstance(task.of, Layer):
         return _convolution(task, task.of, core)
+    if isinstance(task.of, DepthwiseLayer):
+        return _depthwise(task, task.of, core)
+    if isinstance(task.of, MapShape):
+        return _transposed(task, task.of, core)
     return _filter(task, task.of, core)
 
 
@@ -224,28 +279,68 @@ def _filter(task: Task, of: Map, core: Core) -> Estimate:
     )  # fmt: skip
 
 
+def _depthwise(task: Task, layer: DepthwiseLayer, core: Core) -> Estimate:
+    """A tile of channels after the other, of a transposed layer four passes each."""
+    lanes, of_output = core.array.columns, _Output(task, core)
+    n_tiles, passes = -(-layer.channels // lanes), phases(layer)
+    n_elements = n_tiles * sum(one.of.height * one.of.width for one in passes)
+    n_rows = n_tiles * sum(one.of.n_taps for one in passes)
+    row_cycles = mean_words(lanes, lanes, core.bus_bytes)
+    pixel_bytes = planar_bytes(layer.channels, lanes, 16 if layer.wide else 8)
+    paces = {
+        "depthwise": depthwise_cycles(layer, core.depthwise),
+        "weights": n_rows * row_cycles,
+        "output": of_output.n_pixel_tiles * of_output.cycles_per_beat,
+        "input": n_elements * mean_words(pixel_bytes, pixel_bytes, core.bus_bytes),
+        "side": of_output.side_cycles,
+    }
+    fill = passes[0].of.n_taps * row_cycles + DEPTHWISE_LATENCY_CYCLES
+    return _made(
+        core, paces, fill, of_output, weight_bytes=n_rows * lanes, input_bytes=n_elements * pixel_bytes,
+        depthwise_macs=layer.n_macs, depthwise_steps=n_elements,
+    )  # fmt: skip
+
+
+def _transposed(task: Task, of: MapShape, core: Core) -> Estimate:
+    """Blocks of C pixels and C channels, a beat a cycle in and out; partial ones take as long."""
+    lanes, of_output = core.array.columns, _Output(task, core)
+    n_pixels, n_tiles = of.height * of.width, -(-of.channels // lanes)
+    pixel_bytes = planar_bytes(of.channels, lanes, of.bits)
+    paces = {
+        "transpose": -(-n_pixels // lanes) * n_tiles * lanes,
+        "output": of_output.n_pixel_tiles * of_output.cycles_per_beat,
+        "input": n_pixels * n_tiles * mean_words(pixel_bytes, pixel_bytes, core.bus_bytes),
+        "side": of_output.side_cycles,
+    }
+    return _made(core, paces, lanes, of_output, input_bytes=n_pixels * n_tiles * pixel_bytes)
+
+
 class _Output:
     """What an epilogue writes and reads besides."""
 
     def __init__(self, task: Task, core: Core) -> None:
         height, width, channels = task.out_shape
         lanes = core.array.columns
-        n_tiles, planar = -(-channels // lanes), planar_bytes(channels, lanes)
+        n_tiles, wide_map = -(-channels // lanes), planar_bytes(channels, lanes)
+        planar = [planar_bytes(channels, lanes, bits) for bits in task.out_bits]
         self.n_pixel_tiles = height * width * n_tiles
-        self.n_readers = len(task.out_bits)
-        self.cycles_per_beat = sum(
-            mean_words(planar, planar, core.bus_bytes) if task.planar
+        self.n_readers = len(task.out_bits) + task.masks
+        self.cycles_per_beat = task.masks + sum(
+            mean_words(n_bytes, n_bytes, core.bus_bytes) if task.planar
             else bits // 8 * _pixel_words(channels, lanes, core.bus_bytes)
-            for bits in task.out_bits
+            for bits, n_bytes in zip(task.out_bits, planar, strict=True)
         )  # fmt: skip
         """A write is at most a word of the bus; planes of high and low bytes are written apart."""
-        pixel_bytes = n_tiles * planar if task.planar else channels * sum(task.out_bits) // 8
-        self.output_bytes = height * width * pixel_bytes
+        pixel_bytes = n_tiles * sum(planar) if task.planar else channels * sum(task.out_bits) // 8
+        pixel_bytes += task.masks * n_tiles * mask_bytes(lanes)
+        self.output_bytes = height * width * pixel_bytes + task.sums * 2 * SUM_BYTES * channels
         wide = WIDE_BYTES * lanes
         n_bytes, words = {
             Side.NONE: (0, 0.0),
             Side.NOISE: (WIDE_BYTES, 1.0),
-            Side.RESIDUAL: (planar, mean_words(planar, planar, core.bus_bytes)),
+            Side.RESIDUAL: (wide_map, mean_words(wide_map, wide_map, core.bus_bytes)),
+            Side.PRODUCT: (wide_map, mean_words(wide_map, wide_map, core.bus_bytes)),
+            Side.MASK: (mask_bytes(lanes), 1.0),
         }[task.side]
         n_tables = TABLE_BEATS * n_tiles
         self.side_bytes = self.n_pixel_tiles * n_bytes + n_tables * wide
@@ -278,6 +373,8 @@ def _made(
 
 PRODUCT_8B = 8 * 8 / 12**2
 """A product of the array in products of 12 bits, the table's row: energy as the product of the widths."""
+PRODUCT_16B = 16 * 8 / 12**2
+"""Likewise one of the depthwise unit."""
 EPILOGUE_PRODUCTS = (32 + 24) * 16 / 12**2
 """Likewise both products of the epilogue, sums by multiplier and values by scale."""
 FILTER_ADDS = 6
@@ -304,6 +401,13 @@ def actions(e: Estimate, core: Core) -> dict[str, dict[tuple[str, str], float]]:
         },
         "accumulators": {("sram", "read"): sum_bytes, ("sram", "write"): sum_bytes},
         "array": {("multiplier", "multiply_12b"): PRODUCT_8B * e.macs, ("adder", "add_32b"): e.macs},
+        "depthwise": {
+            ("multiplier", "multiply_12b"): PRODUCT_16B * e.depthwise_macs,
+            ("adder", "add_32b"): e.depthwise_macs,
+            # The line memory: a column of past rows out and in again for each pixel.
+            ("sram", "read"): e.depthwise_steps * lanes * N_PAST * MAP_BITS // 8,
+            ("sram", "write"): e.depthwise_steps * lanes * N_PAST * MAP_BITS // 8,
+        },
         "filter": {("adder", "add_24b"): e.filter_beats * lanes * FILTER_ADDS},
         "epilogue": {
             ("multiplier", "multiply_12b"): EPILOGUE_PRODUCTS * e.out_beats * lanes,

@@ -16,6 +16,10 @@ from algo.anycost.architecture import (
 from algo.anycost.generator import Generator
 from algo.anycost.quantise import QuantConfig, quantise
 from hw.config import preset
+from hw.convolution.operations import MapShape
+from hw.depthwise.cycles import LATENCY_CYCLES as DEPTHWISE_LATENCY
+from hw.depthwise.cycles import pass_cycles
+from hw.depthwise.layer import DepthwiseLayer, phases
 from hw.epilogue.config import LATENCY_CYCLES, Side
 from hw.fir.config import Map
 from hw.systolic.config import SystolicConfig
@@ -156,6 +160,51 @@ def test_the_filter_takes_a_tile_after_the_other():
     assert estimate(colours, FREE).input_bytes == 81 * 8 and estimate(colours, FREE).output_bytes == 324 * 8
 
 
+DEPTHWISE = DepthwiseLayer(height=16, width=16, channels=20, padding=1)
+
+
+def test_the_depthwise_unit_takes_a_tile_after_the_other():
+    task = Task(name="d", of=DEPTHWISE, out_bits=(8,), planar=True)
+    found = estimate(task, FREE)
+    fill = 9 + DEPTHWISE_LATENCY
+    assert found.cycles == 3 * pass_cycles(phases(DEPTHWISE)[0].of, FREE.depthwise) + fill + LATENCY_CYCLES
+    assert found.limit == "depthwise" and found.macs == 0 and found.depthwise_macs == 9 * 256 * 20
+    assert found.weight_bytes == 3 * 9 * 8
+    assert found.input_bytes == found.output_bytes == 3 * 256 * 8 and found.depthwise_steps == 3 * 256
+    wide = estimate(replace(task, of=replace(DEPTHWISE, wide=True), out_bits=(16,)), FREE)
+    assert wide.input_bytes == wide.output_bytes == 3 * 256 * 16 and wide.cycles == found.cycles
+    assert energy_pj(found, FREE)["array"] == 0 < energy_pj(found, FREE)["depthwise"]
+
+
+def test_a_transposed_depthwise_layer_reads_its_input_once_for_each_phase():
+    layer = DepthwiseLayer(
+        height=8, width=8, channels=8, stride=2, padding=1, transposed=True, out_height=16, out_width=16
+    )
+    found = estimate(Task(name="d", of=layer, out_bits=(8,), planar=True), FREE)
+    assert found.input_bytes == 4 * 64 * 8 and found.weight_bytes == 9 * 8
+    assert found.depthwise_macs == 64 * 9 * 8 and found.output_bytes == 256 * 8
+
+
+def test_masks_products_and_sums():
+    plain = Task(name="c", of=LAYER, out_bits=(16,), planar=True)
+    masked, product = (estimate(replace(plain, side=side), FREE) for side in (Side.MASK, Side.PRODUCT))
+    tables = 2 * 5 * 8 * 2
+    assert masked.side_bytes == 2 * 256 + tables and product.side_bytes == 256 * 16 * 2 + tables
+    full = estimate(replace(plain, masks=True, sums=True), FREE)
+    assert full.output_bytes - estimate(plain, FREE).output_bytes == 2 * 256 + 16 * 16
+    assert full.out_beats == 2 * estimate(plain, FREE).out_beats
+
+
+def test_a_transposed_map_takes_whole_blocks():
+    """9 pixels of 20 channels: two by three blocks of 8 x 8, written as 20 pixels of two tiles."""
+    of = MapShape(height=3, width=3, channels=20, bits=8)
+    task = Task(name="t", of=of, out_bits=(16,), planar=True)
+    found = estimate(task, FREE)
+    assert task.out_shape == (20, 1, 9) and found.limit == "transpose"
+    assert found.cycles == 2 * 3 * 8 + 8 + LATENCY_CYCLES
+    assert found.input_bytes == 9 * 3 * 8 and found.output_bytes == 20 * 2 * 16
+
+
 @pytest.mark.parametrize("wide", ["none", "colours", "all"])
 @pytest.mark.parametrize("sub", [SMALL.full, SMALL.uniform(0.5, 8), SubGenerator(16, (8, 4, 12, 8, 8, 8))])
 def test_shapes_alone_give_the_same_tasks_as_an_image(sub, wide):
@@ -197,7 +246,8 @@ def test_the_cost_of_a_search():
 def test_energy_is_linear_and_has_no_part_for_nothing():
     one = estimate(Task(name="c", of=LAYER, out_bits=(8,)), FREE)
     once, twice = energy_pj(one, FREE), energy_pj(total([one, one]), FREE)
-    assert once["filter"] == 0 and all(value > 0 for part, value in once.items() if part != "filter")
+    idle = {part for part, value in once.items() if value == 0}
+    assert idle == {"filter", "depthwise"} and min(once.values()) == 0
     assert all(twice[part] == pytest.approx(2 * once[part]) for part in once)
     products = actions(one, FREE)["array"][("multiplier", "multiply_12b")]
     assert products == pytest.approx(LAYER.n_macs * 64 / 144)
