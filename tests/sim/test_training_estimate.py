@@ -46,7 +46,7 @@ def test_products_are_those_of_the_layers(kind):
         (task,) = work.tasks
         one = estimate(task, CORE)
         made = one.depthwise_macs or one.macs / planes
-        assert layer.n_macs * 0.8 < made < layer.n_macs * 1.6, layer.name
+        assert layer.n_macs * 0.8 < made < layer.n_macs * 2, layer.name
         if layer.stride == 1:
             assert made == layer.n_macs, layer.name
 
