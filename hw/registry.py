@@ -27,6 +27,7 @@ from hw.system.config import system_config
 from hw.system.convolution.config import convolution_system_config
 from hw.systolic.config import systolic_config
 from hw.training.config import training_config
+from hw.transpose.config import transpose_config
 from hw.zero_eliminator.config import ZeroEliminatorConfig
 
 
@@ -305,6 +306,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.epilogue",
             component_name="Epilogue",
             config=epilogue_config,
+        ),
+        Block(
+            name="transpose",
+            summary="pixels and channels of a map exchanged",
+            package="hw.transpose",
+            component_name="Transpose",
+            config=transpose_config,
         ),
         Block(
             name="training",

@@ -1,0 +1,1 @@
+"""Pixels and channels of a map exchanged, in blocks of as many of each as there are lanes."""
