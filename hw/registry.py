@@ -13,6 +13,7 @@ from hw.augment.config import augment_config
 from hw.confidence.config import ConfidenceConfig, ConfidentSoftmaxConfig
 from hw.config import ChipConfig
 from hw.convolution.config import convolution_config
+from hw.depthwise.config import depthwise_config
 from hw.epilogue.config import epilogue_config
 from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
 from hw.fir.config import fir_config
@@ -299,6 +300,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.fir",
             component_name="Fir",
             config=fir_config,
+        ),
+        Block(
+            name="depthwise",
+            summary="sums of convolutions whose channels do not mix, a few multipliers each",
+            package="hw.depthwise",
+            component_name="Depthwise",
+            config=depthwise_config,
         ),
         Block(
             name="epilogue",
