@@ -87,7 +87,7 @@ def sums(operation: SumsOperation, maps: Maps) -> torch.Tensor:
     if isinstance(operation, Depthwise):
         return depthwise(source, torch.from_numpy(operation.weights).long(), operation.layer)
     if isinstance(operation, Transposed):
-        return source.flatten(end_dim=1).T[None]
+        return source.flatten(end_dim=1).T[:, None]
     return filtered(source, operation.map, ANY_MAP)
 
 

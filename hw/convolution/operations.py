@@ -310,7 +310,7 @@ class Depthwise:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transposed:
     """Pixels and channels of a planar map of 8 or 16 bits exchanged: channel c of pixel number p becomes
-    channel p of pixel c, in a single row."""
+    channel p of pixel c, in a single column: rows of one pixel, of which a convolution can take some."""
 
     name: str
     shape: MapShape
@@ -335,7 +335,7 @@ class Transposed:
     @property
     def out_shape(self) -> tuple[int, int, int]:
         """Height, width, channels of sums and outputs."""
-        return 1, self.shape.channels, self.shape.height * self.shape.width
+        return self.shape.channels, 1, self.shape.height * self.shape.width
 
 
 SumsOperation = Conv | Fir | Depthwise | Transposed
@@ -373,8 +373,8 @@ def read_shapes(operation: Operation) -> dict[str, MapShape]:
 def _gradient(operation: KernelOperation) -> dict[str, MapShape]:
     if not isinstance(operation, Update) or operation.gradient_from != Gradient.MAP:
         return {}
-    height, width, channels = operation.shape
-    return {operation.gradient: MapShape(height=height, width=width, channels=channels, bits=16)}
+    height, width, channels = operation.map_shape
+    return {name: MapShape(height=height, width=width, channels=channels, bits=16) for name in operation.maps}
 
 
 def lists_of(operations: Sequence[Operation]) -> dict[str, MemoryList]:

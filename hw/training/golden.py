@@ -80,7 +80,7 @@ def outputs(operation: KernelOperation, maps: Mapping[str, torch.Tensor]) -> dic
 
 
 def _updated(operation: UpdateOperation, maps: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    gradient = maps[operation.gradient]
+    gradient = torch.cat([maps[name] for name in operation.gradients])
     if operation.gradient_from == Gradient.SUMS:
         gradient = gradient[:, 0]
     master, image = update(maps[operation.master], gradient, operation.job)

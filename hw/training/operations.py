@@ -25,7 +25,7 @@ class Gradient(IntEnum):
     LIST = 1
     """int32[n_channels], as :class:`NormaliseGamma` writes it."""
     MAP = 2
-    """A map of 16 bits."""
+    """A map of 16 bits, or several, each of one row."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +36,8 @@ class Update:
     master: str
     shape: tuple[int, ...]
     """(channels,), or (height, width, channels) of a map's gradient: the master has one axis more."""
-    gradient: str
+    gradient: str | tuple[str, ...]
+    """Several maps (1, width, channels) stand for the rows of one."""
     gradient_from: Gradient = Gradient.SUMS
     job: UpdateJob
     image: str | None = None
@@ -50,6 +51,9 @@ class Update:
             raise ValueError(
                 f"{self.name}: shape must have 1 axis, or 3 where the gradient is a map, not {self.shape}"
             )
+        n_maps = self.shape[0] if self.gradient_from == Gradient.MAP else 1
+        if not isinstance(self.gradient, str) and len(self.gradient) != n_maps:
+            raise ValueError(f"{self.name}: gradient must be {n_maps} maps, not {len(self.gradient)}")
         if (self.image is None) != (self.job.image == Image.NONE):
             raise ValueError(f"{self.name}: image must be named if there is one, and only then")
         if (self.job.image == Image.BYTES) != (self.gradient_from == Gradient.MAP and self.image is not None):
@@ -58,13 +62,29 @@ class Update:
         if self.shape[-1] % unit:
             raise ValueError(f"{self.name}: channels must be a multiple of {unit}, not {self.shape[-1]}")
 
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """Names of maps or of the list."""
+        return (self.gradient,) if isinstance(self.gradient, str) else self.gradient
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Those of the gradients that are maps."""
+        return self.gradients if self.gradient_from == Gradient.MAP else ()
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of each of ``maps``."""
+        height, width, channels = self.shape
+        return height if isinstance(self.gradient, str) else 1, width, channels
+
     def lists(self) -> list[MemoryList]:
         """Those that are read or written; named weights are their layer's."""
         made = [master_list(self.master, self.shape, self.start)]
         if self.gradient_from == Gradient.SUMS:
-            made.append(sums_list(self.gradient, self.shape[0]))
+            made.append(sums_list(self.gradients[0], self.shape[0]))
         elif self.gradient_from == Gradient.LIST:
-            made.append(_words(self.gradient, self.shape))
+            made.append(_words(self.gradients[0], self.shape))
         if self.image is not None and self.job.image != Image.BYTES:
             made.append(_table(self.image, self.shape[-1]))
         return made
