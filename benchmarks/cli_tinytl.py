@@ -108,3 +108,48 @@ def adapt(
         run_adaptation(out, setup, threads, progress)
         written = write(out, report or out / "report")
     print_summary(out, written, as_json=as_json)
+
+
+@tinytl_app.command()
+def training(
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="last, bias, lite, lite+bias, norm+last or full; repeatable. Default: all."),
+    ] = None,
+    resolution: Annotated[
+        list[int] | None, typer.Option(min=32, help="Pixels of a side; repeatable. Default 160, 224, 320.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of a step.")] = 8,
+    array: Annotated[str, typer.Option(help="Rows x columns of the systolic array.")] = "16x32",
+    backbone: Annotated[
+        str, typer.Option(help="proxylessnas-mobile or efficientnet-lite0.")
+    ] = "proxylessnas-mobile",
+    out: Annotated[Path, typer.Option(help="Folder of tables and plot.")] = Path("results/training"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Cycles, traffic and energy of TinyTL's training steps on the convolution core, estimated.
+
+    layers.csv has every forward and backward operation of the last method and resolution named, by default
+    of lite+bias at 224 pixels.
+    """
+    with user_input():
+        from algo.tinytl.architecture import METHODS, check_resolution
+        from algo.tinytl.architecture import method as method_named
+        from benchmarks.tinytl.steps import (
+            backbone_named,
+            core_of_size,
+            layer_rows,
+            print_steps,
+            step_rows,
+            write_steps,
+        )
+
+        network, core = backbone_named(backbone), core_of_size(array)
+        names, sizes = method or list(METHODS), resolution or [160, 224, 320]
+        for name in names:
+            method_named(name)
+        for size in sizes:
+            check_resolution(network, size)
+        rows = step_rows(network, names, sizes, batch_size, core)
+    layers = layer_rows(network, names[-1] if method else "lite+bias", sizes[-1] if resolution else 224, core)
+    print_steps(rows, layers, write_steps(rows, layers, out), as_json=as_json)
