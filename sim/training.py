@@ -3,7 +3,7 @@
 
 Each pass over a layer is what the core would run: convolutions and depthwise layers, passes with kernel 1 for
 group norms and their gradients, transposes and convolutions over pixels for gradients of weights. Biases'
-gradients are sums that the epilogue makes on the way. Kernels over lists take an element a cycle.
+gradients are sums that the epilogue makes on the way. Kernels over lists take what their cycle model says.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,8 @@ from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import Side
 from hw.systolic.config import SystolicConfig
 from hw.systolic.descriptor import Layer as Convolution
+from hw.training.config import GROUP, Image, Kernel
+from hw.training.cycles import Timed, job_cycles
 from sim.convolution import Core, Estimate, Task, energy_pj, estimate, total
 
 MAX_CHANNELS = 4096
@@ -26,6 +28,7 @@ MASTER_BYTES = 8
 """A weight and its momentum."""
 UPDATE_BYTES = 2 * MASTER_BYTES + 2 + 1
 """Of an element: master read and written, gradient read, 8-bit weight written."""
+NORM_KERNELS = {"fwd": Kernel.NORM, "dgrad": Kernel.NORM_BACK, "wgrad": Kernel.NORM_GAMMA}
 NORM_BYTES = 2 * 8 + 8 + 5 * 2
 """Of a channel: two sums read; state and a table's entry written. Of the gradient likewise."""
 
@@ -46,8 +49,8 @@ class Work:
 
     of: Pass
     tasks: tuple[Task, ...]
-    n_list_elements: int = 0
-    """That kernels take, one a cycle."""
+    kernel: Timed | None = None
+    """Of a group norm or its gradient, over lists."""
 
 
 def works(backbone: Backbone, method: Method, resolution: int) -> list[Work]:
@@ -66,8 +69,10 @@ class _Lowering:
         """Passes that something else does on the way have no tasks."""
         for one in self.passes:
             tasks = tuple(getattr(self, f"_{one.kind}")(one.layer))
-            norm = one.layer.kind == "norm" and one.kind in ("fwd", "dgrad")
-            yield Work(of=one, tasks=tasks, n_list_elements=one.layer.c_out if norm else 0)
+            kernel = NORM_KERNELS.get(one.kind) if one.layer.kind == "norm" else None
+            n_groups = one.layer.c_out // GROUP
+            timed = None if kernel is None else Timed(kernel=kernel, count=n_groups)
+            yield Work(of=one, tasks=tasks, kernel=timed)
 
     # ---- forward
 
@@ -280,12 +285,14 @@ def step(backbone: Backbone, method: Method, resolution: int, batch_size: int, c
     of_picture = works(backbone, method, resolution)
     found = [(task, estimate(task, core)) for work in of_picture for task in work.tasks]
     whole = total(one for _, one in found)
-    kernels = sum(work.n_list_elements for work in of_picture)
+    kernels = [work.kernel for work in of_picture if work.kernel]
+    n_channels = GROUP * sum(kernel.count for kernel in kernels)
     n_weights = n_trained(backbone, method)
-    n_bytes = batch_size * (whole.memory_bytes + kernels * NORM_BYTES) + n_weights * UPDATE_BYTES
+    update = Timed(kernel=Kernel.UPDATE, count=n_weights, image=Image.BYTES)
+    n_bytes = batch_size * (whole.memory_bytes + n_channels * NORM_BYTES) + n_weights * UPDATE_BYTES
     in_lists = n_bytes - batch_size * whole.memory_bytes
     return Step(
-        cycles=batch_size * (whole.cycles + kernels) + n_weights,
+        cycles=batch_size * (whole.cycles + sum(map(job_cycles, kernels))) + job_cycles(update),
         memory_bytes=n_bytes,
         energy_pj=batch_size * sum(energy_pj(whole, core).values()) + _list_energy_pj(in_lists, core),
         array_macs=batch_size * whole.macs,
