@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hw.epilogue.config import LATENCY_CYCLES as EPILOGUE_LATENCY_CYCLES
-from hw.epilogue.config import TABLE_BEATS
+from hw.epilogue.config import MASK_READER, TABLE_BEATS
 from hw.fir.config import Map
 from hw.kv_buffer.cycles import LoadReplay
 from hw.systolic.config import MIN_PASS_CYCLES, SystolicConfig
@@ -24,7 +24,7 @@ from .dispatch import Kind
 from .program import Program
 from .traffic import addresses, lengths
 from .walk import Walk
-from .writer import Format
+from .writer import N_OUTPUTS, Format
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -271,34 +271,43 @@ class _Epilogue:
     def __init__(self) -> None:
         self.job: dict[str, Any] | None = None
         self.n_table = self.n_beats = 0
-        self.second = False
+        self.gives = self.rests = False
+        """The job gives sums; it rests before that."""
+        self.turns: list[int] = []
+        """Whom the job's beats are for, and the place of the one whose turn it is."""
+        self.turn = 0
         self.stages: list[int | None] = [None] * EPILOGUE_LATENCY_CYCLES
 
     def look(self, sum_offered: bool, side_offered: bool, taken: bool) -> None:
         """``sum_offered`` by the source of the job under way."""
         job = self.job
         self.flow = self.stages[-1] is None or taken
-        self.running = job is not None and self.n_table == 0
+        running = job is not None and self.n_table == 0 and not self.rests
         side = job is not None and job["job"]["side"] != 0
-        self.steps = self.flow and self.running and sum_offered and (side_offered or not side)
-        self.takes = self.steps and (self.second or not (job and job["job"]["two"]))
+        comes = self.gives or (sum_offered and (side_offered or not side))
+        self.steps = self.flow and running and comes
+        self.ends = self.steps and self.turn == len(self.turns) - 1
+        self.takes = self.ends and not self.gives
         self.takes_side = self.takes and side
-        self.job_ready = job is None or (self.takes and self.n_beats == 1)
+        self.job_ready = job is None or (self.ends and self.n_beats == 1)
         self.table_ready = self.n_table != 0
 
     def tick(self, job: dict[str, Any] | None, table: bool) -> None:
         if self.flow:
-            self.stages = [int(self.second) if self.steps else None, *self.stages[:-1]]
+            self.stages = [self.turns[self.turn] if self.steps else None, *self.stages[:-1]]
+            self.rests = False
         if self.steps:
-            self.second = not self.takes
-        if self.takes:
+            self.turn = 0 if self.ends else self.turn + 1
+        if self.ends:
             self.n_beats -= 1
             if not self.n_beats:
                 self.job = None
         self.n_table -= table
         if job is not None:
-            self.job, self.n_beats = job, job["job"]["n_beats"]
-            self.n_table = TABLE_BEATS * job["job"]["n_tables"]
+            of = job["job"]
+            self.job, self.n_beats, self.n_table = job, of["n_beats"], TABLE_BEATS * of["n_tables"]
+            self.gives = self.rests = bool(of["gives_sums"])
+            self.turns = [0, *([1] if of["two"] else []), *([MASK_READER] if of["mask"] else [])]
 
 
 class _Writer:
@@ -306,9 +315,9 @@ class _Writer:
 
     def __init__(self, config: ConvolutionConfig, latency_cycles: int) -> None:
         self.config, self.latency_cycles = config, latency_cycles
-        self.walks: list[deque[tuple[int, bool, bool]]] = [deque(), deque()]
-        """Of each reader, steps: bus word, last of its element, last of its walk."""
-        self.waiting: list[tuple[int, bool] | None] = [None, None]
+        self.walks: list[deque[tuple[int, bool, bool]]] = [deque() for _ in range(N_OUTPUTS)]
+        """Of each reader and the mask, steps: bus word, last of its element, last of its walk."""
+        self.waiting: list[tuple[int, bool] | None] = [None] * N_OUTPUTS
         self.due = deque[int]()
         self.pending = 0
         self.sent: list[int] = []
@@ -330,7 +339,7 @@ class _Writer:
         ]
 
     def quiet(self, output_waits: bool) -> bool:
-        is_idle = not any(self.walks) and self.waiting == [None, None] and self.pending == 0
+        is_idle = not any(self.walks) and self.waiting == [None] * N_OUTPUTS and self.pending == 0
         return is_idle and not output_waits
 
     def tick(self, cycle: int, reader: int | None, output) -> None:

@@ -15,6 +15,7 @@ from .config import ConvolutionConfig
 
 class Feed(wiring.Component):
     """The beats of one job after another, each from the job's source: no cycle of delay, none between jobs.
+    Those offered to a job that gives sums wait for the next one.
 
     Members
     -------

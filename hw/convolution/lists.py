@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: MIT
 """Named lists of numbers in memory, beside maps: what operations share and rewrite."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hw.epilogue.config import SUMS, TABLE_BEATS, Table
-from hw.systolic.layer import Layer
+from hw.systolic.config import SystolicConfig
+from hw.systolic.descriptor import bands_of, weight_rows
+from hw.systolic.layer import Layer, Phase
+from hw.systolic.layout import ALIGN_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MemoryList:
-    """Numbers of one type, one behind the other, the last axis fastest, low byte first."""
+    """Numbers of one type, one behind the other, the last axis fastest, low byte first.
+
+    In memory the first axis is filled up to whole tiles of channels.
+    """
 
     name: str
     dtype: np.dtype
@@ -68,11 +75,6 @@ def sums_list(name: str, channels: int) -> MemoryList:
     return MemoryList(name=name, dtype=np.dtype(np.int64), shape=(channels, SUMS))
 
 
-def table_words(channels: int) -> tuple[int, int]:
-    """Shape of a table's list."""
-    return TABLE_BEATS, channels
-
-
 def merged(lists: Iterable[MemoryList]) -> dict[str, MemoryList]:
     """Lists by name, with the content that one of those who use it gives.
 
@@ -102,3 +104,72 @@ def check_list(name: str, value: np.ndarray, of: MemoryList) -> None:
         raise ValueError(f"list {name!r} must be {list(of.shape)}, not {list(value.shape)}")
     if not (bounds.min <= int(value.min()) and int(value.max()) <= bounds.max):
         raise ValueError(f"list {name!r} must be in {bounds.min}..{bounds.max}")
+
+
+Rows = Mapping[tuple[Phase, int], tuple[int, int]]
+"""Of each phase and group of a layer: where its rows of weights begin, and how many they are."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ListPlace:
+    """A list in memory."""
+
+    address: int
+    """A multiple of ALIGN_BYTES."""
+    of: MemoryList
+    at: NDArray[np.int64]
+    """Of the list's shape: distance of each number's first byte from ``address``."""
+    n_bytes: int
+    """Of the whole list, with what lies between its numbers."""
+    rows: Rows = field(default_factory=dict)
+    """Of weights; distances from ``address``."""
+
+    def read(self, memory: np.ndarray) -> np.ndarray:
+        """int64 of the list's shape from memory, uint8[n]."""
+        raw = np.stack([memory[at] for at in self._addresses()], axis=-1)
+        return raw.view(self.of.dtype.newbyteorder("<"))[..., 0].astype(np.int64)
+
+    def write(self, memory: np.ndarray, values: np.ndarray) -> None:
+        """Puts numbers of the list's shape into memory; bytes between them stay."""
+        for byte, at in enumerate(self._addresses()):
+            memory[at] = values >> 8 * byte & 0xFF
+
+    def _addresses(self) -> list[NDArray[np.int64]]:
+        """Of each byte of the numbers."""
+        return [self.address + self.at + byte for byte in range(self.of.dtype.itemsize)]
+
+
+def placed(of: MemoryList, address: int, array: SystolicConfig) -> ListPlace:
+    """The list at an address, as a core with this array has it."""
+    lanes = array.columns
+    if isinstance(of, WeightList):
+        at, n_bytes, rows = _weight_places(of, array)
+        return ListPlace(address=address, of=of, at=at, n_bytes=n_bytes, rows=rows)
+    if isinstance(of, TableList):
+        part, channel = np.ogrid[:TABLE_BEATS, : of.shape[1]]
+        tile, lane = channel // lanes, channel % lanes
+        at = ((tile * TABLE_BEATS + part) * lanes + lane) * of.dtype.itemsize
+        n_bytes = TABLE_BEATS * _whole(of.shape[1], lanes) * of.dtype.itemsize
+        return ListPlace(address=address, of=of, at=at, n_bytes=n_bytes)
+    at = np.arange(prod(of.shape)).reshape(of.shape) * of.dtype.itemsize
+    n_bytes = _whole(of.shape[0], lanes) * prod(of.shape[1:]) * of.dtype.itemsize
+    return ListPlace(address=address, of=of, at=at, n_bytes=n_bytes)
+
+
+def _weight_places(of: WeightList, array: SystolicConfig) -> tuple[NDArray[np.int64], int, Rows]:
+    """Where each weight lies, from where the lowering puts its number."""
+    numbers = 1 + np.arange(prod(of.shape)).reshape(of.shape)
+    at = np.zeros(of.shape, np.int64)
+    rows, end = {}, 0
+    for work in bands_of(of.layer, array)[0].works:
+        if (work.phase, work.group) not in rows:
+            made = weight_rows(numbers, work, of.layer, array)
+            places = end + np.arange(made.size).reshape(made.shape)
+            at.reshape(-1)[made[made > 0] - 1] = places[made > 0]
+            rows[work.phase, work.group] = end, len(made)
+            end += _whole(made.size, ALIGN_BYTES)
+    return at, end, rows
+
+
+def _whole(n: int, unit: int) -> int:
+    return -(-n // unit) * unit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How maps lie in memory: as the array reads them, or planar, for filter and residual."""
+"""How maps lie in memory: as the array reads them, or planar, for filter and side stream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hw.systolic.layout import ALIGN_BYTES, input_layout
 from .config import ConvolutionConfig
 from .operations import MapShape
 from .walk import Walk
-from .writer import Format
+from .writer import Format, mask_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class Place:
         """The elements of a rectangle: a tile's pixel where the map is planar, else the bytes of a pixel that
         belong to the tile, fewer of the last one."""
         n_bytes = last_bytes = self.pixel_bytes
-        if self.format != Format.HALVES:
+        if self.format not in (Format.HALVES, Format.BITS):
             last_tile = of.first_tile + of.n_tiles - 1
             n_bytes, last_bytes = self.lanes, min(self.lanes, self.pixel_bytes - last_tile * self.lanes)
         return Walk(
@@ -76,21 +76,38 @@ class Place:
 
     def read(self, memory: np.ndarray) -> np.ndarray:
         """int64[height, width, channels] from memory, uint8[n]."""
+        if self.format == Format.BITS:
+            at, bit = self._bits()
+            return memory[at].astype(np.int64) >> bit & 1
         planes = [memory[at].astype(np.int64) for at in self._addresses()]
         value = sum(plane << 8 * number for number, plane in enumerate(planes))
         half = 1 << (8 * len(planes) - 1)
         return (value + half) % (2 * half) - half
 
     def write(self, memory: np.ndarray, values: np.ndarray) -> None:
-        """Puts int64[height, width, channels] into memory; bytes between channels stay."""
+        """Puts int64[height, width, channels] into memory; what lies between channels stays."""
+        if self.format == Format.BITS:
+            at, bit = self._bits()
+            np.bitwise_and.at(memory, at, ~(1 << bit) & 0xFF)
+            np.bitwise_or.at(memory, at, values << bit)
+            return
         for number, at in enumerate(self._addresses()):
             memory[at] = values >> 8 * number & 0xFF
 
-    def _addresses(self) -> list[np.ndarray]:
-        """Of each element's low byte, and of its high byte where there is one: int64[height, width, c]."""
+    def _pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each element the first byte of its pixel and tile, and its channel in the tile."""
         y, x, c = np.ogrid[: self.shape.height, : self.shape.width, : self.shape.channels]
         tile, lane = c // self.lanes, c % self.lanes
-        at = self.address + tile * self.tile_bytes + y * self.row_bytes + x * self.pixel_bytes
+        return self.address + tile * self.tile_bytes + y * self.row_bytes + x * self.pixel_bytes, lane
+
+    def _bits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each element of a mask its byte, and which bit of it."""
+        at, lane = self._pixels()
+        return at + lane // 8, np.broadcast_to(lane % 8, at.shape).astype(np.uint8)
+
+    def _addresses(self) -> list[np.ndarray]:
+        """Of each element's low byte, and of its high byte where there is one: int64[height, width, c]."""
+        at, lane = self._pixels()
         match self.format:
             case Format.BYTES:
                 return [at + lane]
@@ -100,18 +117,19 @@ class Place:
 
 
 def planar(address: int, shape: MapShape, config: ConvolutionConfig) -> Place:
-    """Tile, row, column, channel, 16 bits each: what filter and side stream read.
+    """Tile, row, column, channel, 16 bits each, or, of masks, one: what filter and side stream read.
 
-    Tiles are filled up to the columns of the array, a single one to a multiple of 4 bytes.
+    Tiles are filled up to the columns of the array, a single one of numbers to a multiple of 4 bytes.
     """
     lanes, n_tiles = config.array.columns, -(-shape.channels // config.array.columns)
-    pixel_bytes = min(2 * lanes, -(-shape.channels // 2) * 4)
+    is_mask = shape.bits == 1
+    pixel_bytes = mask_bytes(lanes) if is_mask else min(2 * lanes, -(-shape.channels // 2) * 4)
     tile_bytes = _aligned(shape.height * shape.width * pixel_bytes)
     return Place(
         address=address,
         shape=shape,
         lanes=lanes,
-        format=Format.HALVES,
+        format=Format.BITS if is_mask else Format.HALVES,
         pixel_bytes=pixel_bytes,
         row_bytes=shape.width * pixel_bytes,
         tile_bytes=tile_bytes,

@@ -205,6 +205,9 @@ class Conv:
         if isinstance(self.weights, PixelWeights):
             self._check_pixels(self.weights)
             return
+        shape = (layer.n_out, layer.n_in // layer.groups)
+        if self.named_weights is not None and self.weights.shape[:2] != shape:
+            raise ValueError(f"named weights must be for {list(shape)}, not {list(self.weights.shape[:2])}")
         _check("weights", self.weights, np.int8, (*self.weights.shape[:2], layer.kernel, layer.kernel))
         n_out, n_in = len(self.weights), self.weights.shape[1] * layer.groups
         if n_out < layer.n_out or n_in < layer.n_in:

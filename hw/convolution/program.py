@@ -8,18 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from hw.epilogue.config import MAX_READERS, Job, Reader
+from hw.epilogue.config import MASK_READER, MAX_READERS, SUM_BYTES, SUMS, Job, Reader, Side
 from hw.fir.config import Map
 from hw.systolic.descriptor import Band, Work, bands_of, payload, weight_rows
-from hw.systolic.layer import Layer
+from hw.systolic.layer import Layer, Phase
 from hw.systolic.layout import ALIGN_BYTES
 
 from .commands import bits_of, command_layouts, record
 from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import Kind
+from .lists import ListPlace, check_list, initial, placed
 from .maps import Place, Rectangle, for_array, planar
-from .operations import Conv, Depthwise, Fir, MapShape, Operation, SumsOperation, Transposed, checked
+from .operations import (
+    Conv,
+    Depthwise,
+    Epilogue,
+    Fir,
+    MapShape,
+    Operation,
+    PixelWeights,
+    SumsOperation,
+    Transposed,
+    checked,
+    lists_of,
+)
 from .walk import Walk
+from .writer import Format
+from .written import Written, WrittenSums
 
 MARGIN_BYTES = 256
 """Behind everything: an element's last words may be read beyond its list."""
@@ -30,26 +45,20 @@ Command = tuple[Kind, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Written:
-    """What one job of the epilogue writes: a rectangle of each of an operation's maps."""
-
-    operation: SumsOperation
-    rectangle: Rectangle
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
     """Operations, ready to run."""
 
     memory: np.ndarray
-    """uint8[n]: commands, weights, tables, noise, maps given, and room for those written."""
+    """uint8[n]: commands, weights, tables, noise, lists, maps given, and room for those written."""
     base: int
     """Byte address of the first command."""
     commands: Sequence[Command]
     """In order; see :mod:`hw.convolution.cycles`."""
     places: Mapping[str, Place]
     """Where each map lies."""
-    written: Sequence[Written]
+    lists: Mapping[str, ListPlace]
+    """Where each list that has a name lies."""
+    written: Sequence[Written | WrittenSums]
     """In order."""
 
     @property
@@ -70,14 +79,15 @@ def lowered(
 
     Parameters
     ----------
-    maps : int64[height, width, channels] of each map that is not written before it is read
+    maps : int64[height, width, channels] of each map that is not written before it is read, and int64 of
+        lists that begin with something else than the operations say
 
     Raises
     ------
     ValueError
-        See :func:`hw.convolution.operations.checked`; a given map of another size or range than its reader
-        needs (one that nobody reads is left out); a layer, a filtered row or a table larger than the
-        core takes; groups that do not fill whole tiles.
+        See :func:`hw.convolution.operations.checked`; a given map or list of another size or range than its
+        reader needs (one that nobody reads is left out); a layer, a filtered row or a table larger than the
+        core takes; groups that do not fill whole tiles, nor masks of a map with noise or a residual.
     """
     return _Lowering(operations, maps, config).program()
 
@@ -95,10 +105,10 @@ class _Lowering:
         """First free byte."""
         self.records: list[bytes] = []
         self.commands: list[Command] = []
-        self.written: list[Written] = []
+        self.written: list[Written | WrittenSums] = []
 
     def program(self) -> Program:
-        self.places = self._places()
+        self.places, self.lists = self._places(), self._lists()
         for operation in self.operations:
             self._operation(operation)
             self._command(Kind.FENCE)
@@ -110,11 +120,16 @@ class _Lowering:
             if name in self.places:
                 _check_map(name, values, self.places[name].shape)
                 self.places[name].write(memory, values)
+        for name, place in self.lists.items():
+            content = self.maps.get(name, initial(place.of))
+            check_list(name, content, place.of)
+            place.write(memory, content)
         return Program(
             memory=memory,
             base=base,
             commands=self.commands,
             places=self.places,
+            lists=self.lists,
             written=self.written,
         )
 
@@ -147,6 +162,13 @@ class _Lowering:
             places[name] = place
         return places
 
+    def _lists(self) -> dict[str, ListPlace]:
+        made = {}
+        for name, of in lists_of(self.operations).items():
+            made[name] = placed(of, self.end, self.config.array)
+            self._room(made[name].n_bytes)
+        return made
+
     # ---- commands
 
     def _command(self, kind: Kind, what: Any = None, **fields) -> None:
@@ -162,11 +184,17 @@ class _Lowering:
         epilogue = operation.epilogue
         self.noise = None if epilogue.noise is None else self._list(epilogue.noise.astype("<i2"))
         beats = epilogue.table().beats(self.lanes)
-        table = self._list(beats.astype("<u2"))
+        name = epilogue.named_table
+        table = self._list(beats.astype("<u2")) if name is None else self.lists[name].address
         self._read(Kind.SIDE, _line(table, len(beats), 2 * self.lanes))
         self.n_tables = -(-epilogue.channels // self.lanes)
         """Entries that the next job loads."""
         Job(n_tables=self.n_tables).check(self.config.epilogue)
+        if epilogue.mask and epilogue.side in (Side.NOISE, Side.RESIDUAL) and epilogue.channels % self.lanes:
+            raise ValueError(
+                f"{operation.name}: channels of a mask beside {epilogue.side.name} must be a multiple of "
+                f"{self.lanes}, not {epilogue.channels}"
+            )
         if isinstance(operation, Conv):
             self._conv(operation)
         elif isinstance(operation, Depthwise):
@@ -175,6 +203,8 @@ class _Lowering:
             raise ValueError(f"{operation.name}: transposed maps have no commands yet")
         else:
             self._fir(operation)
+        if epilogue.reduce is not None:
+            self._sums(epilogue.reduce.name, epilogue.channels)
 
     def _conv(self, operation: Conv) -> None:
         """A band's words are asked for before the works of the band before it, which they run beside."""
@@ -185,21 +215,34 @@ class _Lowering:
                 f"{layer.n_out // layer.groups}"
             )
         bands = bands_of(layer, array)
-        weights = {}
-        for work in bands[0].works:
-            if (work.phase, work.group) not in weights:
-                assert isinstance(operation.weights, np.ndarray)
-                rows = weight_rows(operation.weights.astype(np.int64), work, layer, array)
-                weights[work.phase, work.group] = self._list(rows.astype(np.int8)), len(rows)
+        weights = self._weights(operation, bands[0])
         self._load(operation, bands[0])
         for number, band in enumerate(bands):
             if number + 1 < len(bands):
                 self._load(operation, bands[number + 1])
             for work in band.works:
-                address, n_rows = weights[work.phase, work.group]
-                self._read(Kind.WEIGHTS, _line(address, n_rows, self.lanes))
+                self._read(Kind.WEIGHTS, weights[work.phase, work.group])
                 self._command(Kind.CONV, work, **payload(work.descriptor, array))
                 self._job(operation, _rectangle(work, self.lanes))
+
+    def _weights(self, operation: Conv, band: Band) -> dict[tuple[Phase, int], Walk]:
+        """Rows of each phase and group: of a list, of a map's pixels, or put into memory here."""
+        layer, array, of = operation.layer, self.config.array, operation.weights
+        works = {(work.phase, work.group): work for work in band.works}
+        if isinstance(of, PixelWeights):
+            tiles = -(-layer.n_out // self.lanes)
+            pixels = Rectangle(
+                y=0, x=0, step=1, n_rows=of.height, n_columns=of.width, first_tile=0, n_tiles=tiles
+            )
+            return dict.fromkeys(works, self.places[of.name].walk(pixels))
+        if operation.named_weights is not None:
+            place = self.lists[operation.named_weights]
+            return {key: _line(place.address + at, n, self.lanes) for key, (at, n) in place.rows.items()}
+        made = {}
+        for key, work in works.items():
+            rows = weight_rows(of.astype(np.int64), work, layer, array)
+            made[key] = _line(self._list(rows.astype(np.int8)), len(rows), self.lanes)
+        return made
 
     def _load(self, operation: Conv, band: Band) -> None:
         place, n_bytes = self.places[operation.source], self.config.array.rows
@@ -249,28 +292,62 @@ class _Lowering:
                 "limit": job.limit,
                 "two": len(job.readers) == 2,
                 "readers": [{"shift": one.shift, "wide": one.wide} for one in readers],
+                "mask": job.mask,
+                "reduction": job.reduction,
+                "reduce_shift": job.reduce_shift,
+                "gives_sums": 0,
             },
         }
         self._command(Kind.EPILOGUE, fields, **fields)
         if self.noise is not None:
             self._read(Kind.SIDE, _noise_walk(self.noise, operation.out_shape[1], of), tag=1)
-        elif epilogue.residual is not None:
-            self._read(Kind.SIDE, self.places[epilogue.residual].walk(of), tag=1)
-        for number, output in enumerate(epilogue.outputs):
-            place = self.places[output.name]
-            walk, placing = place.walk(of), {"format": place.format, "plane_stride": place.plane_bytes}
-            what = number, place.format, place.plane_bytes, walk
-            self._command(Kind.OUTPUT, what, reader=number, job={"extra": placing, "walk": walk.fields})
+        elif epilogue.side_map is not None:
+            self._read(Kind.SIDE, self.places[epilogue.side_map].walk(of), tag=1)
+        for number, name in outputs_of(epilogue):
+            place = self.places[name]
+            self._output(number, place.format, place.plane_bytes, place.walk(of))
         self.written.append(Written(operation=operation, rectangle=of))
         self.n_tables = 0
 
+    def _output(self, reader: int, format_: Format, plane_bytes: int, walk: Walk) -> None:
+        placing = {"format": format_, "plane_stride": plane_bytes}
+        what = reader, format_, plane_bytes, walk
+        self._command(Kind.OUTPUT, what, reader=reader, job={"extra": placing, "walk": walk.fields})
+
+    def _sums(self, name: str, channels: int) -> None:
+        """A job that gives the sums of all jobs before it; those of channels that fill up a tile are left
+        out."""
+        n_bytes, element_bytes = channels * SUMS * SUM_BYTES, 2 * self.lanes
+        n_beats = -(-n_bytes // element_bytes)
+        Job(n_beats=n_beats, gives_sums=True).check(self.config.epilogue)
+        fields = {"job": {"n_beats": n_beats, "n_tables": 0, "side": Side.NONE, "two": 0, "mask": 0,
+                          "gives_sums": 1}}  # fmt: skip
+        self._command(Kind.EPILOGUE, {"filter": False, **fields}, **fields)
+        walk = Walk(
+            base=self.lists[name].address,
+            n_tiles=n_beats,
+            tile_stride=element_bytes,
+            n_columns=1,
+            column_stride=0,
+            n_bytes=element_bytes,
+            last_bytes=n_bytes - (n_beats - 1) * element_bytes,
+        )
+        self._output(0, Format.HALVES, 0, walk)
+        self.written.append(WrittenSums(name=name, walk=walk))
+
+
+def outputs_of(epilogue: Epilogue) -> list[tuple[int, str]]:
+    """The maps that each beat writes, in turn, with the numbers of those they are for."""
+    made = [(number, output.name) for number, output in enumerate(epilogue.outputs)]
+    return made if epilogue.mask is None else [*made, (MASK_READER, epilogue.mask)]
+
 
 def _check_map(name: str, values: np.ndarray, shape: MapShape) -> None:
-    size, bound = (shape.height, shape.width, shape.channels), 1 << (shape.bits - 1)
+    size, (low, high) = (shape.height, shape.width, shape.channels), shape.bounds
     if values.shape != size:
         raise ValueError(f"map {name!r} must be {list(size)}, not {list(values.shape)}")
-    if not (-bound <= int(values.min()) and int(values.max()) < bound):
-        raise ValueError(f"map {name!r} must be in {-bound}..{bound - 1}, not {values.min()}..{values.max()}")
+    if not (low <= int(values.min()) and int(values.max()) <= high):
+        raise ValueError(f"map {name!r} must be in {low}..{high}, not {values.min()}..{values.max()}")
 
 
 def _line(address: int, n: int, n_bytes: int) -> Walk:

@@ -86,15 +86,18 @@ class Convolution(wiring.Component):
         self._by_tag(m, readers["input"].o, (array.i_word, fir.i))
         self._by_tag(m, readers["weights"].o, (array.i_weight,))
         self._by_tag(m, readers["side"].o, (epilogue.i_table, epilogue.i_side))
-        for source, sink in ((array.o, feed.i_array), (fir.o, feed.i_filter), (epilogue.o, writer.i)):
+        for source, sink in ((array.o, feed.i_array), (fir.o, feed.i_filter)):
             m.d.comb += [
-                Value.cast(sink.payload.data if sink is writer.i else sink.payload).eq(
-                    Value.cast(source.payload.data)
-                ),
+                Value.cast(sink.payload).eq(Value.cast(source.payload.data)),
                 sink.valid.eq(source.valid),
                 source.ready.eq(sink.ready),
             ]
-        m.d.comb += writer.i.payload.reader.eq(epilogue.o.payload.reader)
+        element = epilogue.o.payload
+        m.d.comb += [
+            *(writer.i.payload[name].eq(element[name]) for name in ("data", "mask", "reader")),
+            writer.i.valid.eq(epilogue.o.valid),
+            epilogue.o.ready.eq(writer.i.ready),
+        ]
         connect(m, feed.o_job, epilogue.i_job)
         connect(m, feed.o, epilogue.i)
         connect(m, writer.o_write, self.o_write)

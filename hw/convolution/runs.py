@@ -2,18 +2,19 @@
 """Operations to try the convolution core with, corners first. Imports numpy only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from hw.epilogue.config import Activation
+from hw.epilogue.config import Activation, Reduction
 from hw.fir.config import Map
 from hw.systolic.descriptor import bands_of
 from hw.systolic.layer import Layer
 
 from .config import ConvolutionConfig
-from .operations import Conv, Epilogue, Fir, Operation, Output
+from .operations import Conv, Epilogue, Fir, Operation, Output, PixelWeights, Reduce
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,12 +24,12 @@ class Run:
     name: str
     operations: Sequence[Operation]
     maps: Mapping[str, np.ndarray]
-    """int64[height, width, channels]"""
+    """int64[height, width, channels]; and lists that begin with other numbers than the operations'"""
 
 
 def runs(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Run]:
     """Single pixels, channels around a tile, planes and groups, bands and rectangles, filters, a block of the
-    generator; then random operations."""
+    generator, a training step, masks and sums of every kind; then random operations."""
     rng = np.random.default_rng(seed)
     c = config.array.columns
     return [
@@ -38,6 +39,8 @@ def runs(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Run]:
         bands(config, rng),
         filters(config, rng),
         block(rng, n_in=c, n_up=c, n_out=3),
+        training(config, rng),
+        masks(config, rng),
         *(random_run(config, rng, f"random {number}") for number in range(n_random)),
     ]
 
@@ -164,6 +167,77 @@ def block(rng: np.random.Generator, *, n_in: int, n_up: int, n_out: int, size: i
     )  # fmt: skip
 
 
+def training(config: ConvolutionConfig, rng: np.random.Generator) -> Run:
+    """Forward through a ReLU6 that keeps its mask, back through transposed weights with the bias's gradient,
+    sums of products with what came forward, and the gradient of weights from pixels as weights."""
+    c, layer = config.array.columns, partial(Layer, height=3, width=4, kernel=1)
+    forward = conv(
+        "forward", layer(n_in=c, n_out=c + 3), "x", rng, {"h": 8}, mask="open",
+        activation=Activation.RELU6, named_table="norm",
+    )  # fmt: skip
+    backward = conv(
+        "backward", layer(n_in=3, n_out=c + 3, wide=True), "dy", rng, {"g": 16, "g8": 8},
+        masked_by="open", reduce=Reduce(name="of bias", shift=4),
+    )  # fmt: skip
+    scale = conv(
+        "scale", layer(n_in=c, n_out=c + 3), "x", rng, {"z": 16}, product="g",
+        reduce=Reduce(name="of scale", shift=2, kind=Reduction.PRODUCT),
+    )  # fmt: skip
+    weights = conv(
+        "weights", Layer(height=1, width=c + 3, n_in=12, n_out=c, kernel=1, wide=True), "gt", rng, {"dw": 16}
+    )
+    return Run(
+        name="training",
+        operations=[
+            replace(forward, named_weights="w"),
+            backward,
+            scale,
+            replace(weights, weights=PixelWeights(name="x", height=3, width=4)),
+        ],
+        maps={
+            "x": _signed(rng, 8, 3, 4, c),
+            "dy": _signed(rng, 16, 3, 4, 3),
+            "gt": _signed(rng, 16, 1, c + 3, 12),
+            "w": _signed(rng, 8, c + 3, c, 1, 1),
+        },
+    )
+
+
+def masks(config: ConvolutionConfig, rng: np.random.Generator) -> Run:
+    """Beside two readers, of one channel, of phases, of a filter's tiles, and beside a residual; sums of many
+    jobs; weights in groups and in phases that have a name."""
+    c = config.array.columns
+    one = Layer(height=5, width=7, n_in=2, n_out=1, padding=1)
+    grown = Layer(height=2, width=3, n_in=2, n_out=c + 1, stride=2, transposed=True)
+    blur = Map(upsample=False, height=5, width=7, channels=c + 1)
+    grouped = Layer(height=5, width=7, n_in=8, n_out=2 * c, kernel=1, groups=2)
+    table = {"named_table": "table", "activation": Activation.RELU}
+    return Run(
+        name="masks",
+        operations=[
+            conv("one", one, "x", rng, {"a": 8, "a16": 16}, mask="m1", reduce=Reduce(name="s1", shift=0)),
+            replace(
+                conv("grown", grown, "y", rng, {"b": 16}, mask="m2", reduce=Reduce(name="s2", shift=6)),
+                named_weights="grown.w",
+            ),
+            fir("blur", blur, "b", rng, {"d": 8, "d16": 16}, masked_by="m0", mask="m3",
+                reduce=Reduce(name="s3", shift=3)),
+            replace(
+                conv("grouped", grouped, "z", rng, {"e": 8}, residual="r", mask="m4", **table,
+                     reduce=Reduce(name="s3b", shift=9)),
+                named_weights="grouped.w",
+            ),
+        ],
+        maps={
+            "x": _signed(rng, 8, 5, 7, 2),
+            "y": _signed(rng, 8, 2, 3, 2),
+            "z": _signed(rng, 8, 5, 7, 8),
+            "r": _signed(rng, 16, 5, 7, 2 * c),
+            "m0": rng.integers(0, 2, (4, 6, c + 1)),
+        },
+    )  # fmt: skip
+
+
 def random_run(config: ConvolutionConfig, rng: np.random.Generator, name: str) -> Run:
     """A convolution, one that reads its output, a filter of the other one."""
     first = _random_layer(config, rng)
@@ -260,6 +334,7 @@ def random_epilogue(
     noise: bool = False,
     residual: str | None = None,
     activation: Activation = Activation.NONE,
+    **more: Any,
 ) -> Epilogue:
     """Numbers that neither vanish nor often saturate: 2^sum_bits becomes 2^18, half of a range."""
     n = shape[2]
@@ -272,6 +347,7 @@ def random_epilogue(
         noise=rng.integers(-(1 << 15), 1 << 15, shape[:2]).astype(np.int16) if noise else None,
         residual=residual,
         side_shift=2 if noise or residual else 0,
+        **more,
         outputs=tuple(
             Output(
                 name=name,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from .walk import Walk
-from .writer import Format
+from .writer import Format, mask_bytes
 
 
 def addresses(walk: Walk) -> np.ndarray:
@@ -45,11 +45,18 @@ def pieces(walk: Walk, lanes: np.ndarray, format_: Format, plane_stride: int = 0
 
     Parameters
     ----------
-    lanes : int64[n_elements, C], each signed of 16 bits
+    lanes : int64[n_elements, C], each signed of 16 bits, of a mask 0 or 1
     """
     low, high = (lanes & 0xFF).astype(np.uint8), (lanes >> 8 & 0xFF).astype(np.uint8)
     halves = np.stack([low, high], axis=2).reshape(len(lanes), -1)
-    planes = {Format.BYTES: [low], Format.HALVES: [halves], Format.PLANES: [high, low]}[format_]
+    bits = np.packbits(low & 1, axis=1, bitorder="little")
+    bits = np.pad(bits, ((0, 0), (0, mask_bytes(lanes.shape[1]) - bits.shape[1])))
+    planes = {
+        Format.BYTES: [low],
+        Format.HALVES: [halves],
+        Format.PLANES: [high, low],
+        Format.BITS: [bits],
+    }[format_]
     last = walk.n_elements - 1
     for number, (at, n) in enumerate(zip(addresses(walk), lengths(walk), strict=True)):
         yield [

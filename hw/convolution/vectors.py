@@ -15,16 +15,17 @@ from .cycles import replay
 from .dispatch import Kind
 from .golden import run
 from .operations import Conv, Depthwise, SumsOperation
-from .program import Program, Written, lowered
+from .program import Program, lowered, outputs_of
 from .rtl import READ_PORTS
 from .runs import Run, runs
 from .traffic import Piece, pieces, requests, writes
 from .walk import Walk
+from .writer import Format
+from .written import Written, WrittenSums
 
 
 def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
-    """Single pixels, channels around a tile, planes and groups, bands and rectangles, filters, a block of the
-    generator; then random operations."""
+    """Those of :func:`.runs.runs`, with the cycle of every write."""
     return [timed_case(one, config) for one in runs(config, seed=seed, n_random=n_random)]
 
 
@@ -84,7 +85,9 @@ def case_of(
 def _budget(program: Program, config: ConvolutionConfig) -> int:
     """Cycles that are more than enough: no unit needs more than a few for a byte or a sum."""
     n_sums = sum(
-        w.rectangle.n_tiles * w.rectangle.tile_beats * _passes(w.operation, config) for w in program.written
+        w.rectangle.n_tiles * w.rectangle.tile_beats * _passes(w.operation, config)
+        for w in program.written
+        if isinstance(w, Written)
     )
     return 2000 + 4 * len(program.memory) + 8 * n_sums + 200 * program.n_commands
 
@@ -131,13 +134,20 @@ def write_beats(program: Program, maps: Mapping[str, np.ndarray], config: Convol
 
 
 def _parts(
-    written: Written, program: Program, maps: Mapping[str, np.ndarray], lanes: int
+    written: Written | WrittenSums, program: Program, maps: Mapping[str, np.ndarray], lanes: int
 ) -> Iterator[tuple[int, Piece]]:
-    """What the epilogue's beats of a job write: each reader's element in turn."""
+    """What the epilogue's beats of a job write: each reader's element in turn, and the mask's."""
+    if isinstance(written, WrittenSums):
+        halves = maps[written.name].astype("<i8").view("<i2").ravel()
+        beats = np.pad(halves, (0, -len(halves) % lanes)).reshape(-1, lanes).astype(np.int64)
+        for (piece,) in pieces(written.walk, beats, Format.HALVES):
+            yield 0, piece
+        return
     of = written.rectangle
     by_reader = []
-    for output in written.operation.epilogue.outputs:
-        place, values = program.places[output.name], maps[output.name]
+    outputs = outputs_of(written.operation.epilogue)
+    for _, name in outputs:
+        place, values = program.places[name], maps[name]
         padded = np.zeros((*values.shape[:2], (of.first_tile + of.n_tiles) * lanes), np.int64)
         padded[..., : values.shape[2]] = values[..., : padded.shape[2]]
         cut = padded[of.y :: of.step, of.x :: of.step][: of.n_rows, : of.n_columns, of.first_tile * lanes :]
@@ -145,6 +155,6 @@ def _parts(
         walk = place.walk(of)
         by_reader.append(pieces(walk, elements.reshape(-1, lanes), place.format, place.plane_bytes))
     for together in zip(*by_reader, strict=True):
-        for reader, made in enumerate(together):
+        for (reader, _), made in zip(outputs, together, strict=True):
             for piece in made:
                 yield reader, piece

@@ -12,8 +12,10 @@ from hw.epilogue.config import MAX_READERS, NARROW_BITS, OUT_BITS
 from .config import ADDRESS_BITS
 from .walk import Walker, job_layout
 
-UNIT_BYTES = 4
-"""Every element's address and length are multiples of this."""
+UNIT_BYTES, MAP_UNIT_BYTES = 2, 4
+"""Every element's address and length are multiples of this; of maps of numbers, of the latter."""
+N_OUTPUTS = MAX_READERS + 1
+"""Maps that are written side by side: of each reader, and the mask."""
 
 
 class Format(IntEnum):
@@ -25,6 +27,13 @@ class Format(IntEnum):
     """Both bytes of each, low byte first."""
     PLANES = 2
     """The high bytes, and the low ones ``plane_stride`` further on."""
+    BITS = 3
+    """The mask instead, a bit each."""
+
+
+def mask_bytes(columns: int) -> int:
+    """Length of a mask's element."""
+    return -(-columns // (8 * UNIT_BYTES)) * UNIT_BYTES
 
 
 PLACING = data.StructLayout({"format": 2, "plane_stride": ADDRESS_BITS})
@@ -32,13 +41,14 @@ PLACING = data.StructLayout({"format": 2, "plane_stride": ADDRESS_BITS})
 
 
 def output_layout() -> data.StructLayout:
-    """Payload of ``i_output``: where the elements of one reader's map go."""
-    return data.StructLayout({"reader": 1, "job": job_layout(PLACING)})
+    """Payload of ``i_output``: where the elements of one reader's map, or of the mask, go."""
+    return data.StructLayout({"reader": range(N_OUTPUTS), "job": job_layout(PLACING)})
 
 
 def lanes_layout(columns: int) -> data.StructLayout:
-    """Payload of ``i``: the lanes of one element, and of which reader's map."""
-    return data.StructLayout({"data": data.ArrayLayout(signed(OUT_BITS), columns), "reader": 1})
+    """Payload of ``i``: the lanes of one element, and of which reader's map, or the mask."""
+    lanes = data.ArrayLayout(signed(OUT_BITS), columns)
+    return data.StructLayout({"data": lanes, "mask": columns, "reader": range(N_OUTPUTS)})
 
 
 def write_layout(bus_bytes: int) -> data.StructLayout:
@@ -48,7 +58,8 @@ def write_layout(bus_bytes: int) -> data.StructLayout:
 
 
 class Writer(wiring.Component):
-    """Elements to the addresses of two walks, one for each reader, in the order in which they come.
+    """Elements to the addresses of walks, one for each reader and one for the mask, in the order in which
+    they come.
 
     An element goes in steps, one for each bus word that it lies in. Bytes of a map that meet in a word are
     written together where no other word of this map came between; the rest is written when a walk ends. So
@@ -67,7 +78,7 @@ class Writer(wiring.Component):
     def __init__(self, *, columns: int, bus_bytes: int, max_writes: int) -> None:
         self.columns, self.bus_bytes, self.max_writes = columns, bus_bytes, max_writes
         self.word_bits = (bus_bytes - 1).bit_length()
-        self.n_words = max(1, -(-(columns * OUT_BITS // 8 + bus_bytes - UNIT_BYTES) // bus_bytes))
+        self.n_words = max(1, -(-(columns * OUT_BITS // 8 + bus_bytes - MAP_UNIT_BYTES) // bus_bytes))
         """Bus words that an element lies in at most."""
         super().__init__(
             {
@@ -84,7 +95,7 @@ class Writer(wiring.Component):
         walkers = self._walkers(m)
         step = stream.Signature(self._step_layout()).create(path=("step",))
         self._steps(m, walkers, step)
-        waiting = [Signal(self._waiting_layout(), name=f"waiting{r}") for r in range(MAX_READERS)]
+        waiting = [Signal(self._waiting_layout(), name=f"waiting{r}") for r in range(N_OUTPUTS)]
         room, pending = Signal(), Signal(range(self.max_writes + 1))
         """Another word may go; writes without an acknowledgement."""
         sends = self._combine(m, step, waiting, room)
@@ -102,7 +113,7 @@ class Writer(wiring.Component):
         return m
 
     def _walkers(self, m: Module) -> list[Walker]:
-        walkers = [Walker(PLACING) for _ in range(MAX_READERS)]
+        walkers = [Walker(PLACING) for _ in range(N_OUTPUTS)]
         i = self.i_output
         for reader, walker in enumerate(walkers):
             m.submodules[f"walker{reader}"] = walker
@@ -110,12 +121,14 @@ class Writer(wiring.Component):
                 walker.i.payload.eq(i.payload.job),
                 walker.i.valid.eq(i.valid & (i.payload.reader == reader)),
             ]
-        m.d.comb += i.ready.eq(Mux(i.payload.reader, walkers[1].i.ready, walkers[0].i.ready))
+        m.d.comb += i.ready.eq(Array(walker.i.ready for walker in walkers)[i.payload.reader])
         return walkers
 
     def _step_layout(self) -> data.StructLayout:
         """What one element writes into one bus word; ``ends``: the last one of its walk."""
-        return data.StructLayout({"write": write_layout(self.bus_bytes), "reader": 1, "ends": 1})
+        return data.StructLayout(
+            {"write": write_layout(self.bus_bytes), "reader": range(N_OUTPUTS), "ends": 1}
+        )
 
     def _waiting_layout(self) -> data.StructLayout:
         """A word that may still grow, unless its walk ended."""
@@ -127,14 +140,14 @@ class Writer(wiring.Component):
         element = Signal(walkers[0].o.payload.shape())
         known, plane, place = Signal(), Signal(), Signal(range(max(2, self.n_words)))
         m.d.comb += [
-            element.eq(Mux(reader, Value.cast(walkers[1].o.payload), Value.cast(walkers[0].o.payload))),
-            known.eq(Mux(reader, walkers[1].o.valid, walkers[0].o.valid)),
+            element.eq(Array(Value.cast(walker.o.payload) for walker in walkers)[reader]),
+            known.eq(Array(walker.o.valid for walker in walkers)[reader]),
         ]
         format_, address = element.extra.format, Signal(ADDRESS_BITS)
         offset = Signal(range(max(2, self.bus_bytes // UNIT_BYTES)))
         m.d.comb += [
             address.eq(element.address + Mux(plane, element.extra.plane_stride, 0)),
-            offset.eq(address[: self.word_bits] >> 2),
+            offset.eq(address[: self.word_bits] >> (UNIT_BYTES.bit_length() - 1)),
         ]
         low, high = (
             Cat(Value.cast(lane).word_select(byte, NARROW_BITS) for lane in lanes) for byte in (0, 1)
@@ -145,6 +158,8 @@ class Writer(wiring.Component):
                 m.d.comb += packed.eq(low)
             with m.Case(Format.HALVES):
                 m.d.comb += packed.eq(Value.cast(lanes))
+            with m.Case(Format.BITS):
+                m.d.comb += packed.eq(self.i.payload.mask)
             with m.Default():
                 m.d.comb += packed.eq(Mux(plane, low, high))
         bytes_ = Signal(8 * self.bus_bytes * self.n_words)

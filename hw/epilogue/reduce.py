@@ -95,7 +95,7 @@ class Sums(wiring.Component):
 
     def _memory(self, m: Module) -> tuple[memory.ReadPort, memory.WritePort]:
         sums = data.ArrayLayout(data.ArrayLayout(signed(SUM_BITS), SUMS), self.config.lanes)
-        m.submodules.sums = made = memory.Memory(shape=sums, depth=self.config.max_tiles, init=[])
+        m.submodules.totals = made = memory.Memory(shape=sums, depth=self.config.max_tiles, init=[])
         write = made.write_port()
         return made.read_port(transparent_for=(write,)), write
 

@@ -14,10 +14,10 @@ from hw.config import PRESETS
 from hw.convolution import maps, program, rtl, vectors
 from hw.convolution.config import ConvolutionConfig, convolution_config
 from hw.convolution.golden import run
-from hw.convolution.operations import MapShape
+from hw.convolution.operations import MapShape, Reduce
 from hw.convolution.program import lowered
 from hw.convolution.rtl import Convolution
-from hw.convolution.runs import Run, around_a_tile, conv, filters, fir, runs, single_pixels
+from hw.convolution.runs import Run, around_a_tile, conv, filters, fir, masks, runs, single_pixels
 from hw.convolution.vectors import case_of, cases, timed_case
 from hw.epilogue.config import EpilogueConfig
 from hw.fir.config import FirConfig, Map
@@ -74,14 +74,15 @@ def misread(one, config):
     """Maps that memory does not hold after a run."""
     memory = after(one, config)
     given = {name: torch.from_numpy(values) for name, values in one.maps.items()}
-    places = lowered(one.operations, one.maps, config).places
+    program = lowered(one.operations, one.maps, config)
+    places = {**program.places, **program.lists}
     golden = run(one.operations, given)
     return [name for name, v in golden.items() if not np.array_equal(places[name].read(memory), v.numpy())]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["8x4", "16x8"])
 def test_golden_maps_can_be_read_back_where_they_are_written(config):
-    assert [misread(one, config) for one in runs(config, seed=3, n_random=4)] == 10 * [[]]
+    assert [misread(one, config) for one in runs(config, seed=3, n_random=4)] == 12 * [[]]
 
 
 def test_rtl_writes_what_golden_says_when_the_cycle_model_says():
@@ -111,7 +112,7 @@ def test_rtl_writes_the_same_under_stalls(config):
     rng = np.random.default_rng(2)
     made = [
         case_of(make(config, rng), config, jitter_cycles=9)
-        for make in (single_pixels, around_a_tile, filters)
+        for make in (single_pixels, around_a_tile, filters, masks)
     ]
     assert problems(Convolution(config), [case.stalled(0.3, seed=3) for case in made]) == []
 
@@ -189,12 +190,17 @@ MUTANTS = [
     ("filter without sign", "feed", "f, a)", "f.as_unsigned(), a)"),
     ("always the array", "feed", "Mux(of.filter, filtered.valid, array.valid)", "array.valid"),
     ("all elements for the first unit", "rtl", "source.payload.tag == tag", "tag == 0"),
-    ("all for reader 0", "rtl", "reader.eq(epilogue.o.payload.reader)", "reader.eq(0)"),
+    ("all for reader 0", "rtl", '"data", "mask", "reader"', '"data", "mask"'),
     ("the same record again", "rtl", "walk.column_stride.eq(RECORD_BYTES)", "walk.column_stride.eq(0)"),
     ("nobody waits for what is written", "program", "            self._command(Kind.FENCE)\n", ""),
     ("every job loads the table", "program", "        self.n_tables = 0\n", ""),
     ("noise by tile", "program", "n_tiles=of.n_tiles,\n        n_rows=of.n_rows,\n        row_stride=2",
      "n_tiles=of.n_tiles,\n        tile_stride=2,\n        n_rows=of.n_rows,\n        row_stride=2"),
+    ("mask stays behind", "rtl", '"data", "mask", "reader"', '"data", "reader"'),
+    ("nothing is reduced", "program", '"reduction": job.reduction', '"reduction": 0'),
+    ("numbers of the operation", "program", "if name is None else self.lists[name].address", ""),
+    ("weights of the operation", "program", "if operation.named_weights is not None", "if False"),
+    ("lists begin with zeros", "program", "place.write(memory, content)", "pass"),
     ("phases side by side", "program", "row_stride=2 * of.step * width", "row_stride=2 * width"),
     ("low plane is the high one", "program", "tile_stride=place.plane_bytes", "tile_stride=0"),
     ("halves of a pixel", "maps", "n_bytes = last_bytes = self.pixel_bytes", "n_bytes = last_bytes = 4"),
@@ -205,7 +211,8 @@ MUTANTS = [
 
 @pytest.fixture(scope="module")
 def small_case():
-    """Two planes, three tiles, both readers, both sources, four phases; and their cycles."""
+    """Two planes, three tiles, both readers, both sources, four phases, a mask written and read, sums, table
+    and weights that have names; and their cycles."""
     case = timed_case(mixture(np.random.default_rng(6)), SMALL)
     assert problems(Convolution(SMALL), [case]) == []
     return case
@@ -216,14 +223,22 @@ def mixture(rng):
     wide = Layer(**size, n_in=3, n_out=9, kernel=1, wide=True)
     grown = Layer(**size, n_in=6, n_out=6, stride=2, transposed=True, n_stored=9)
     blur = Map(upsample=False, **size, channels=9)
+    back = Layer(height=2, width=3, n_in=9, n_out=9, kernel=1)
     return Run(
         name="mixture",
         operations=[
             conv("wide", wide, "x", rng, {"a": 8, "b": 16}, noise=True),
             conv("grown", grown, "a", rng, {"d": 8}, noise=True),
-            fir("blur", blur, "b", rng, {"e": 8, "f": 16}),
+            fir("blur", blur, "b", rng, {"e": 8, "f": 16}, mask="open", reduce=Reduce(name="s", shift=3)),
+            replace(
+                conv("back", back, "e", rng, {"g": 16}, masked_by="open", named_table="t"), named_weights="w"
+            ),
         ],
-        maps={"x": rng.integers(-(1 << 15), 1 << 15, (3, 4, 3))},
+        maps={
+            "x": rng.integers(-(1 << 15), 1 << 15, (3, 4, 3)),
+            "t": rng.integers(0, 1 << 16, (5, 9)),
+            "w": rng.integers(-128, 128, (9, 9, 1, 1)),
+        },
     )  # fmt: skip
 
 
@@ -284,6 +299,14 @@ def test_rejects_what_it_cannot_run():
     wide = Map(upsample=True, height=1, width=33, channels=1)
     with pytest.raises(ValueError, match="a row must be at most 32 beats, not 33"):
         lowered([fir("f", wide, "y", rng, {"a": 8})], {"y": np.zeros((1, 33, 1), np.int64)}, SMALL)
+    with pytest.raises(ValueError, match="c: channels of a mask beside NOISE must be a multiple of 4, not 3"):
+        layer = Layer(height=2, width=2, n_in=8, n_out=3, kernel=1)
+        lowered([conv("c", layer, "x", rng, {"a": 8}, noise=True, mask="m")], x, SMALL)
+    with pytest.raises(ValueError, match=r"list 't' must be \[5, 4\], not \[4, 5\]"):
+        named = conv("c", plain.layer, "x", rng, {"a": 8}, named_table="t")
+        lowered([named], x | {"t": np.zeros((4, 5), np.int64)}, SMALL)
+    with pytest.raises(ValueError, match=r"named weights must be for \[3, 8\], not \[4, 8\]"):
+        replace(plain, layer=layer, epilogue=conv("c", layer, "x", rng, {"a": 8}).epilogue, named_weights="w")
     places = MapShape(height=2, width=2, channels=6, bits=8)
     with pytest.raises(ValueError, match="channels of each group must be a multiple of 4"):
         maps.for_array(0, places, [replace(grouped, n_in=6, n_out=8)], SMALL)

@@ -13,7 +13,7 @@ from hw.convolution.dispatch import Kind
 from hw.convolution.reader import TAG
 from hw.convolution.traffic import addresses, lengths, pieces, requests, steps, writes
 from hw.convolution.walk import Walk, job_layout
-from hw.convolution.writer import Format, output_layout, write_layout
+from hw.convolution.writer import Format, lanes_layout, mask_bytes, output_layout, write_layout
 from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import Case, judge, pack_fields
 from hw.harness.memory import Memory
@@ -122,8 +122,23 @@ def test_reader_brings_every_element_and_asks_once(shape, depth):
 # --- writer ---------------------------------------------------------------------------------------------
 
 
+def walked(outputs, walk, which, values, format_, plane_stride):
+    """Of each element whose it is, its lanes, and the pieces it writes; the walk goes to ``outputs``."""
+    job = {"extra": {"format": format_, "plane_stride": plane_stride}, "walk": walk.fields}
+    outputs.append({"reader": which, "job": job})
+    made = pieces(walk, values, format_, plane_stride)
+    return [(which, row, got) for row, got in zip(values, made, strict=True)]
+
+
+def element(row, which):
+    """A beat of lanes; those of a mask carry numbers, those of numbers a mask, for nobody."""
+    bits = sum(int(value & 1) << lane for lane, value in enumerate(row))
+    numbers = [-1 - int(value) for value in row] if which == 2 else row.tolist()
+    return {"data": numbers, "mask": bits, "reader": which}
+
+
 def writing(columns, bus, *, seed, max_writes):
-    """Rounds of one or two readers' walks; elements of both in turn."""
+    """Rounds of one or two readers' walks, and a mask's; elements of each in turn."""
     rng = np.random.default_rng(seed)
     outputs, lanes, parts = [], [], []
     for number in range(9):
@@ -133,14 +148,15 @@ def writing(columns, bus, *, seed, max_writes):
         made = []
         for which in range(1 + (number > 2)):
             plane_stride = 4 * int(rng.integers(0, 200))
-            shape = {"reader": which, "job": {"extra": {"format": format_, "plane_stride": plane_stride}}}
-            shape["job"]["walk"] = w.fields
-            outputs.append(shape)
             values = rng.integers(-(1 << 15), 1 << 15, (w.n_elements, columns))
-            made.append([(which, row, got) for row, got in
-                         zip(values, pieces(w, values, format_, plane_stride), strict=True)])  # fmt: skip
+            made.append(walked(outputs, w, which, values, format_, plane_stride))
+        if number % 4 in (0, 3):
+            base, n_bytes = w.base + 2 * int(rng.integers(0, 9)), mask_bytes(columns)
+            mask = replace(w, base=base, column_stride=n_bytes, n_bytes=n_bytes, last_bytes=0)
+            values = rng.integers(0, 2, (w.n_elements, columns))
+            made.append(walked(outputs, mask, 2, values, Format.BITS, 0))
         for together in zip(*made, strict=True):
-            lanes += [(row & 0xFFFF, which) for which, row, _ in together]
+            lanes += [element(row, which) for which, row, _ in together]
             parts += [(which, piece) for which, _, got in together for piece in got]
     sent = list(writes(parts, bus))
     words = np.zeros((MEMORY_BYTES // bus, bus // 4), np.uint32)
@@ -151,9 +167,7 @@ def writing(columns, bus, *, seed, max_writes):
         inputs={
             "i_output": beats(output_layout(), outputs),
             "i_fence": np.zeros((1, 1), np.uint32),
-            "i": pack_fields(
-                [(np.array([row for row, _ in lanes]), 16), (np.array([r for _, r in lanes]), 1)]
-            ),
+            "i": beats(lanes_layout(columns), lanes),
         },
         expected={
             "o_write": beats(
@@ -220,7 +234,7 @@ def test_elements_longer_than_the_core_takes_are_cut():
         inputs={
             "i_output": beats(output_layout(), outputs),
             "i_fence": np.zeros((1, 1), np.uint32),
-            "i": pack_fields([(np.ones((3, 4), np.int64), 16), (np.zeros(3, np.int64), 1)]),
+            "i": beats(lanes_layout(4), 3 * [element(np.ones(4, np.int64), 0)]),
         },
         expected={"o_write": np.zeros((4, 3), np.uint32)},
         max_cycles=60,
@@ -303,6 +317,10 @@ MUTANTS = [
     ("element at its first word", "writer", "is_written << offset", "is_written"),
     ("writes whole elements", "writer", "UNIT_BYTES * unit < element.n_bytes", "1"),
     ("low plane over the high one", "writer", "Mux(plane, element.extra.plane_stride, 0)", "0"),
+    ("mask as numbers", "writer", "packed.eq(self.i.payload.mask)", "packed.eq(low)"),
+    ("mask at halves of its address", "writer", ">> (UNIT_BYTES.bit_length() - 1)", ">> 2"),
+    ("mask for nobody", "writer", "Array(walker.i.ready for walker in walkers)",
+     "Array(walker.i.ready for walker in walkers[:2])"),
     ("planes swapped", "writer", "Mux(plane, low, high)", "Mux(plane, high, low)"),
     ("fence opens before the last answer", "writer", "& (pending == 0)", ""),
     ("forgets the bytes before", "writer", "(word.write.address == of.write.address), word.write.strobe, 0)",
