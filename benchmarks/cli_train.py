@@ -280,6 +280,38 @@ def tinytl(
     _train(task, as_json=as_json)
 
 
+@train_app.command()
+def block(
+    index: Annotated[int, typer.Argument(help="Of the packaged EfficientNet-Lite0's blocks, 0..15.")] = 2,
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "emoji-animals",
+    resolution: Annotated[int, typer.Option(help="Pixels of a picture's side: 16, 32, 64 or 128.")] = 128,
+    pictures: Annotated[int, typer.Option(min=1, help="Drawn with the seed, trained on in turn.")] = 8,
+    norm: Annotated[
+        str, typer.Option(help="affine (batch norms, frozen), or group in their place.")
+    ] = "affine",
+    steps: Annotated[int, typer.Option(min=1, help="Of one picture each.")] = 200,
+    rate: Annotated[float, typer.Option(help="Of gradient descent.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.9,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the losses and their curve.")] = Path(
+        "results/train/block"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """The biases of one block by the convolution core's integers, beside float.
+
+    The block learns to make of darkened pictures what it made of the pictures as they were.
+    """
+    with user_input():
+        from benchmarks.tinytl.block import prepare_block
+        from sim.driver.training import Descent
+
+        task = prepare_block(
+            index, data, resolution, pictures, norm, Descent(rate=rate, momentum=momentum), steps, seed, out
+        )
+    _train(task, as_json=as_json)
+
+
 def _train(task: Callable[..., dict[str, Any]], *, as_json: bool) -> None:
     from benchmarks.quality.progress import progress_bar
 

@@ -70,13 +70,13 @@ def test_each_map_is_the_float_one_within_its_rounding(quantised, wide, sub):
     for conv in record.convs:
         operation = operations[conv.name]
         steps = conv.source.step * conv.weights.steps[: conv.n_out] * conv.demodulation
-        sums = golden.sums(operation, maps[conv.source.name]).double().numpy()
+        sums = golden.sums(operation, maps).double().numpy()
         if conv.up:
             between = operation.epilogue.outputs[0].name
             step = conv.between / (driver.FILL * driver.WIDE_LIMIT)
             assert np.abs(sums * steps / step - maps[between].numpy()).max() < 2
             operation, steps = operations[f"{conv.name}.blur"], step
-            sums = golden.sums(operation, maps[between]).double().numpy()
+            sums = golden.sums(operation, maps).double().numpy()
         value = sums * steps + conv.bias + (0 if conv.noise is None else conv.noise[..., None])
         value = np.where(value < 0, 0.2 * value, value) * math.sqrt(2)
         for reader in conv.readers:

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""``quartet train block``: the biases of one block, by the core's integers beside float.
+
+The pictures are darkened. Before the block the network is as it was; the block learns, by its biases, to make
+of them what it made of the pictures as they were.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from algo.files import write_atomically
+from algo.gan.data import load_images
+from algo.tinytl.network import Bottleneck, Network
+from algo.tinytl.quantise import BlockRecord, Examples, loss_of, quantise, units_of
+from algo.tinytl.weights import as_input, pretrained
+from benchmarks.plots import BLACK, BLUE, VERMILION, style
+from benchmarks.quality.progress import Progress
+from hw.convolution.golden import run
+from hw.convolution.operations import Operation
+from sim.driver import training
+from sim.driver.training import Descent
+
+DARK_CONTRAST, DARK_SHIFT = 0.35, -0.4
+"""x -> 0.35 x - 0.4, of pictures in about -1..1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step on one picture."""
+
+    picture: int
+    integer_loss: float
+    float_loss: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockTraining:
+    """Everything the user gave, checked."""
+
+    name: str
+    block: Bottleneck
+    examples: Examples
+    record: BlockRecord
+    descent: Descent
+    n_steps: int
+    folder: Path
+
+    def __call__(self, progress: Progress) -> dict[str, Any]:
+        """Trains, writes ``steps.csv``, ``loss.png`` and ``block.json``; returns the numbers."""
+        gradient_errors = first_gradient_errors(self)
+        steps = []
+        for step in descend(self):
+            steps.append(step)
+            progress(f"loss {step.integer_loss:.4g}", len(steps), self.n_steps)
+        n = len(self.examples.inputs)
+        integer, exact = (
+            np.array([getattr(step, name) for step in steps]) for name in ("integer_loss", "float_loss")
+        )
+        result = {
+            "block": self.name,
+            "n_biases": sum(unit.n_out for unit in self.record.units),
+            "n_operations": len(training.operations(self.record, self.descent)),
+            "n_steps": self.n_steps,
+            **{f"gradient_error_{name}": error for name, error in gradient_errors.items()},
+            "first_loss": float(integer[:n].mean()),
+            "last_loss": float(integer[-n:].mean()),
+            "last_loss_float": float(exact[-n:].mean()),
+            "largest_difference": float(np.abs(integer / exact - 1).max()),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "steps.csv", _csv(steps).encode())
+        write_atomically(self.folder / "loss.png", _png(self.name, steps, n))
+        write_atomically(self.folder / "block.json", json.dumps(result, indent=1).encode())
+        return result
+
+
+def prepare_block(
+    index: int,
+    data: str,
+    resolution: int,
+    n_pictures: int,
+    norm: str,
+    descent: Descent,
+    n_steps: int,
+    seed: int,
+    folder: Path,
+) -> BlockTraining:
+    """A block of the packaged network, darkened pictures drawn with ``seed``; ValueError for bad input."""
+    network = pretrained(norm=norm).eval().requires_grad_(False)
+    if not 0 <= index < len(network.blocks):
+        raise ValueError(f"block must be in 0..{len(network.blocks) - 1}, not {index}")
+    images = load_images(data, resolution).subset(n_pictures, seed).images
+    examples = darkened(network, index, as_input(images))
+    block = deepcopy(network.blocks[index])
+    assert isinstance(block, Bottleneck)
+    return BlockTraining(
+        name=f"block {index} of {network.backbone.name}, {norm} norms, {resolution} px",
+        block=block,
+        examples=examples,
+        record=quantise(block, examples),
+        descent=descent,
+        n_steps=n_steps,
+        folder=folder,
+    )
+
+
+@torch.no_grad()
+def darkened(network: Network, index: int, pictures: Tensor) -> Examples:
+    """What block ``index`` reads of darkened ``pictures``, and what it makes of the pictures as they are."""
+
+    def before(x: Tensor) -> Tensor:
+        x = network.stem(x)
+        for block in network.blocks[:index]:
+            x = block(x)
+        return x
+
+    return Examples(
+        inputs=before(pictures * DARK_CONTRAST + DARK_SHIFT), targets=network.blocks[index](before(pictures))
+    )
+
+
+def first_gradient_errors(of: BlockTraining) -> dict[str, float]:
+    """Distance of each bias's gradient in the first step to that of autograd, over its length."""
+    made = run(_operations(of), _maps(of, 0))
+    biases = _biases(of.block)
+    with torch.enable_grad():
+        exact = torch.autograd.grad(_loss(of.block, of.examples, 0), biases)
+    found = {}
+    for unit, gradient in zip(of.record.units, exact, strict=True):
+        difference = training.bias_gradient(of.record, unit, made) - gradient.double().numpy()
+        found[unit.name] = float(np.linalg.norm(difference) / np.linalg.norm(gradient))
+    return found
+
+
+def descend(of: BlockTraining) -> Iterator[Step]:
+    """The pictures in turn; integers and float, each with its own biases."""
+    operations = _operations(of)
+    block = deepcopy(of.block)
+    optimiser = torch.optim.SGD(_biases(block), of.descent.rate, of.descent.momentum)
+    lists: dict[str, Tensor] = {}
+    for number in range(of.n_steps):
+        i = number % len(of.examples.inputs)
+        made = run(operations, _maps(of, i) | lists)
+        lists = training.carried(operations, made)
+        with torch.enable_grad():
+            loss = _loss(block, of.examples, i)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        yield Step(picture=i, integer_loss=training.loss(of.record, made), float_loss=float(loss.detach()))
+
+
+def _operations(of: BlockTraining) -> list[Operation]:
+    return training.operations(of.record, of.descent)
+
+
+def _maps(of: BlockTraining, i: int) -> dict[str, Tensor]:
+    one = (of.examples.inputs[i].double().numpy(), of.examples.targets[i].double().numpy())
+    return {name: torch.from_numpy(values) for name, values in training.given(of.record, *one).items()}
+
+
+def _biases(block: Bottleneck) -> list[Tensor]:
+    return [unit.norm.bias.requires_grad_() for _, unit in units_of(block)]
+
+
+def _loss(block: Bottleneck, examples: Examples, i: int) -> Tensor:
+    return loss_of(block(examples.inputs[i : i + 1]), examples.targets[i : i + 1])[0]
+
+
+def _csv(steps: Sequence[Step]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["step", "picture", "integer_loss", "float_loss"])
+    for number, step in enumerate(steps):
+        writer.writerow([number, step.picture, f"{step.integer_loss:.6g}", f"{step.float_loss:.6g}"])
+    return file.getvalue()
+
+
+def _png(title: str, steps: Sequence[Step], n_pictures: int) -> bytes:
+    """Loss of each step, and the mean over each turn of all pictures."""
+    file = io.BytesIO()
+    with style():
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for name, label, colour, line in (
+            ("float_loss", "float", VERMILION, "-"),
+            ("integer_loss", "integers of the core", BLUE, "--"),
+        ):
+            values = np.array([getattr(step, name) for step in steps])
+            ax.plot(values, color=colour, linewidth=0.5, alpha=0.35)
+            turns = values[: len(values) // n_pictures * n_pictures].reshape(-1, n_pictures).mean(1)
+            at = (np.arange(len(turns)) + 0.5) * n_pictures
+            ax.plot(at, turns, line, color=colour, linewidth=1.8, label=f"{label}, mean over the pictures")
+        ax.set(title=title, xlabel="step, a picture each", ylabel="loss", yscale="log")
+        ax.legend(labelcolor=BLACK)
+        ax.grid(axis="y", which="both")
+        figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""Units of the integers in a training step: of maps, of values between an epilogue's products, of masters.
+
+A map of 16 bits is written from values of 24 bits with :data:`WIDE_SHIFT` bits more. A pass over such a map
+takes it to these values by a shift, exactly, and its sums are those of the map's own integers.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from algo.tinytl.architecture import NORM_EPSILON
+from algo.tinytl.quantise import BlockRecord, NormRecord, UnitRecord
+from hw.epilogue.config import MAX_SHIFT, MAX_SIDE_SHIFT, MULTIPLIER_BITS, VALUE_BITS
+from hw.systolic.config import ACCUMULATOR_BITS
+from hw.training.config import GAMMA_FRACTION_BITS, NORM_FRACTION_BITS, Norm, NormBack
+from sim.driver.words import FILL, VALUE_LIMIT, WIDE_LIMIT
+
+WIDE_SHIFT = VALUE_BITS - 17
+"""Bits of a value below the unit of a map of 16 bits: one less than there is room for, as maps are added."""
+REDUCE_SHIFT = 8
+"""From a gradient of 24 bits to the 16 bits that are summed."""
+MASTER_SHIFT = 8
+"""Bits that a bias's 32 have below those that the epilogue reads."""
+GAMMA_SHIFT = 12
+"""Bits that a norm's scale has in 32 below those that the kernel reads."""
+SUM_LIMIT = (1 << (ACCUMULATOR_BITS - 1)) - 1
+NORM_UNIT = 2.0**-NORM_FRACTION_BITS
+"""Of a normalised value."""
+
+
+def out_step(record: BlockRecord) -> float:
+    """Value of one unit of output and target, and of the wide input."""
+    step = record.out_peak / (FILL * WIDE_LIMIT)
+    if record.units[-1].norm is None:
+        return step
+    return NORM_UNIT * (1 << side_shift(step / NORM_UNIT))
+
+
+def side_shift(ratio: float) -> int:
+    """The smallest left shift with 2^shift >= ``ratio``; ValueError where there is none."""
+    shift = max(0, math.ceil(math.log2(ratio)))
+    if shift > MAX_SIDE_SHIFT:
+        raise ValueError(f"a map's unit must be at most {1 << MAX_SIDE_SHIFT} values, not {ratio:g}")
+    return shift
+
+
+def value_unit(record: BlockRecord, unit: UnitRecord) -> float:
+    """Of u and the bias, in 24 bits."""
+    if unit.norm is not None:
+        if unit.peak > NORM_UNIT * VALUE_LIMIT:
+            raise ValueError(
+                f"values of {unit.name} must be below {NORM_UNIT * VALUE_LIMIT:g}, not {unit.peak:g}"
+            )
+        return NORM_UNIT
+    if unit is record.units[-1]:
+        return out_step(record) / (1 << WIDE_SHIFT)
+    return unit.peak / (FILL * VALUE_LIMIT)
+
+
+def master_unit(record: BlockRecord, unit: UnitRecord) -> float:
+    """Of a bias in 32 bits."""
+    return value_unit(record, unit) / (1 << MASTER_SHIFT)
+
+
+def gradient_unit(unit: UnitRecord) -> float:
+    """Of the gradient of u, in 24 bits."""
+    return float(unit.gradient_peaks.max()) / (FILL * VALUE_LIMIT)
+
+
+def distance_unit(record: BlockRecord) -> float:
+    """Of the distance to the target, in 24 bits."""
+    return out_step(record) / (1 << WIDE_SHIFT)
+
+
+def in_gradient_step(record: BlockRecord) -> float:
+    """Of the map of the gradient of the input."""
+    return record.in_gradient_peak / (FILL * WIDE_LIMIT)
+
+
+def weighted_step(unit: UnitRecord) -> float:
+    """Of the map of the gradient of the sums, times the step of the weights.
+
+    So few of 16 bits are used that within the calibrated range no sum exceeds 32 bits.
+    """
+    peaks = unit.gradient_peaks if unit.norm is None else unit.norm.sum_gradient_peaks
+    largest_sum = np.abs(unit.weights.astype(np.int64)).sum((0, 2, 3)).max()
+    limit = min(FILL * WIDE_LIMIT, SUM_LIMIT // int(largest_sum))
+    return float((peaks * unit.steps).max()) / limit
+
+
+def norm_of(unit: UnitRecord) -> NormRecord:
+    """Of a unit that has one."""
+    assert unit.norm is not None
+    return unit.norm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormFormat:
+    """A group norm's units, and the jobs of its kernels."""
+
+    sum_step: float
+    """Of the map of the sums."""
+    gradient_step: float
+    """Of the map of the gradient of u, and of the bias's gradient."""
+    scaled_step: float
+    """Of the map of that times the scale."""
+    sum_gradient_unit: float
+    """Of the gradient of the sums, in 24 bits."""
+    shift: int
+    """Of the pass that normalises."""
+    slope_shift: int
+    """From z times the slope, as a value, to the side map."""
+    side_shift: int
+    """From the side map to the gradient of the sums."""
+    back_shift: int
+    """Of the pass over the scaled gradient."""
+    forward: Norm
+    backward: NormBack
+
+
+def norm_format(unit: UnitRecord) -> NormFormat:
+    """Of a unit with a group norm.
+
+    The gradient of the sums is computed in units of gradient_step / sum_step, of which a value has
+    ``bias_exponent`` bits more; what was calibrated fills half of every word.
+    """
+    norm = norm_of(unit)
+    pixels = unit.out_size**2
+    sum_step = norm.sum_peak / (FILL * WIDE_LIMIT)
+    gradient_step = float(unit.gradient_peaks.max()) / (FILL * WIDE_LIMIT)
+    up = math.ceil(math.log2(norm.scaled_peak / gradient_step / (FILL * WIDE_LIMIT)))
+    inverse = norm.inverse_peak * sum_step
+    half = FILL * (1 << MULTIPLIER_BITS)
+    shift = _within(_bits(half / (inverse * float(np.abs(norm.scale).max()))) - NORM_FRACTION_BITS, MAX_SHIFT)
+    e2 = _within(_bits(half / inverse), MAX_SHIFT)
+    part = norm.part_peak / gradient_step * sum_step
+    e3 = _within(min(_bits(FILL * VALUE_LIMIT / part), e2 - up), MAX_SHIFT)
+    slope = norm.slope_peak / gradient_step * sum_step**2
+    e1 = _within(max(_bits(FILL * WIDE_LIMIT / slope), e3 - WIDE_SHIFT), 63)
+    side = side_shift(part * 2.0**e3 / (FILL * WIDE_LIMIT))
+    return NormFormat(
+        sum_step=sum_step,
+        gradient_step=gradient_step,
+        scaled_step=gradient_step * 2.0**up,
+        sum_gradient_unit=gradient_step / sum_step * 2.0**-e3,
+        shift=shift,
+        slope_shift=e1 + WIDE_SHIFT + side - e3,
+        side_shift=side,
+        back_shift=e2 - up - e3,
+        forward=Norm(
+            pixels=pixels, epsilon=max(1, round(NORM_EPSILON / sum_step**2)), shift=shift,
+            gamma_shift=GAMMA_SHIFT, beta_shift=MASTER_SHIFT,
+        ),
+        backward=NormBack(pixels=pixels, scale_exponent=e1, multiplier_exponent=e2, bias_exponent=e3),
+    )  # fmt: skip
+
+
+GAMMA_UNIT = 2.0 ** -(GAMMA_FRACTION_BITS + GAMMA_SHIFT)
+"""Of a norm's scale in 32 bits."""
+
+
+def _bits(ratio: float) -> int:
+    """Largest power of two in it."""
+    return math.floor(math.log2(ratio))
+
+
+def _within(shift: int, most: int) -> int:
+    return max(0, min(shift, most))

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""A unit's group norm as operations: two forward, four backward.
+
+Forward the convolution's sums z become a map of 16 bits and are summed; a kernel makes the table of the pass
+that normalises them. Backward, a pass over the gradient g of the normed map sums g and g z and writes scale
+g; a kernel makes the tables of two passes whose sum is the gradient of z: one over z, one over scale g.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from algo.tinytl.quantise import UnitRecord
+from hw.convolution.operations import Epilogue, Operation, Output, Reduce
+from hw.epilogue.config import Reduction
+from hw.training.operations import Normalise, NormaliseBackward
+from sim.driver.formats import GAMMA_UNIT, WIDE_SHIFT, norm_format, norm_of, weighted_step
+from sim.driver.passes import pass_over
+from sim.driver.words import multiplier_of, output_of
+
+
+def sums_epilogue(unit: UnitRecord) -> Epilogue:
+    """From the convolution to the map ``NAME.z``, whose integers are summed as they are written."""
+    step = norm_format(unit).sum_step / (1 << WIDE_SHIFT)
+    multiplier, shift = multiplier_of(unit.in_step * unit.steps / step)
+    return Epilogue(
+        multiplier=multiplier,
+        shift=shift,
+        bias=np.zeros(unit.n_out, np.int32),
+        outputs=(output_of(_z(unit), 16, np.full(unit.n_out, 1 / (1 << WIDE_SHIFT))),),
+        reduce=Reduce(name=f"{_z(unit)}.sums", shift=WIDE_SHIFT),
+    )
+
+
+def forward(unit: UnitRecord, beta: str, ended: Mapping[str, Any]) -> list[Operation]:
+    """From the sums to u; ``ended``: fields of the epilogue that follow, with the name of its table."""
+    of = norm_format(unit)
+    signs = np.where(norm_of(unit).scale < 0, -1, 1).astype(np.int8)
+    return [
+        Normalise(
+            name=f"{unit.name}.normalise",
+            channels=unit.n_out,
+            sums=f"{_z(unit)}.sums",
+            table=ended["named_table"],
+            state=_state(unit),
+            beta=beta,
+            gamma=f"{unit.name}.scale",
+            gamma_start=np.rint(norm_of(unit).scale / GAMMA_UNIT).astype(np.int64),
+            job=of.forward,
+        ),
+        pass_over(_z(unit), unit, name=f"{unit.name}.normed", signs=signs, **{"shift": of.shift, **ended}),
+    ]
+
+
+def backward(unit: UnitRecord, *, further: bool) -> list[Operation]:
+    """From the map ``NAME.gradient`` of u to the sums for bias and scale and, ``further``, to the map
+    ``NAME.back`` for the convolution's adjoint."""
+    of, norm = norm_format(unit), norm_of(unit)
+    name, sums = f"{unit.name}.scaled", f"{unit.name}.sums"
+    scaled = norm.scale * of.gradient_step / of.scaled_step / (1 << WIDE_SHIFT)
+    products = pass_over(
+        f"{unit.name}.gradient", unit, name=name, product=_z(unit), outputs=(output_of(name, 16, scaled),),
+        reduce=Reduce(name=sums, shift=WIDE_SHIFT, kind=Reduction.PRODUCT),
+    )  # fmt: skip
+    if not further:
+        return [products]
+    slope = Output(
+        name=f"{unit.name}.slope", bits=16, scale=np.zeros(unit.n_out, np.int16), shift=of.slope_shift
+    )
+    weighted = unit.steps * of.sum_gradient_unit / weighted_step(unit)
+    return [
+        products,
+        NormaliseBackward(
+            name=f"{unit.name}.normalise.back",
+            channels=unit.n_out,
+            sums=sums,
+            state=_state(unit),
+            side_table=f"{unit.name}.slope.table",
+            table=f"{unit.name}.back.table",
+            job=of.backward,
+        ),
+        pass_over(_z(unit), unit, name=slope.name, outputs=(slope,), named_table=f"{unit.name}.slope.table"),
+        pass_over(
+            name, unit, name=f"{unit.name}.back", shift=of.back_shift, residual=slope.name,
+            side_shift=of.side_shift, outputs=(output_of(f"{unit.name}.back", 16, weighted),),
+            named_table=f"{unit.name}.back.table",
+        ),
+    ]  # fmt: skip
+
+
+def _z(unit: UnitRecord) -> str:
+    return f"{unit.name}.z"
+
+
+def _state(unit: UnitRecord) -> str:
+    return f"{unit.name}.state"
