@@ -217,6 +217,26 @@ def test_golden_steps_are_gradients(rewritten):
     assert (got["norm"][1] == bias % 65536).all() and torch.equal(got["first"], first)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("made.mask.long()", "1 - made.mask.long()"),
+        ("written[e.reduce.name] = made.sums", "written[e.reduce.name] = made.sums.flip(1)"),
+        ("flatten(end_dim=1).T[..., None, None]", "flatten(end_dim=1).flip(0).T[..., None, None]"),
+        ("maps[operation.named_weights]", "torch.from_numpy(operation.weights).long()"),
+        ("Table.of_words(maps[of.named_table].numpy())", "of.table()"),
+    ],
+)
+def test_mutant_of_a_step_is_caught(old, new):
+    broken, maps = mutated("hw.convolution.golden", old, new), step_maps()
+    operations = step()
+    first, bias = torch.from_numpy(operations[0].weights // 2).long(), -300
+    words = plain(6, ("h", 8), bias=np.full(6, bias, np.int32)).table().words()
+    got = broken.run(operations, maps | {"norm": torch.from_numpy(words), "first": first})
+    want = step_by_hand(operations, maps, first, bias)
+    assert any(not torch.equal(got[name].double(), value) for name, value in want.items())
+
+
 def test_lists_that_disagree_are_rejected():
     forward, back, product, weights = step()
     lists = lists_of(step())
