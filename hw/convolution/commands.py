@@ -2,10 +2,12 @@
 """What a command of each kind carries, and its record in memory."""
 
 from collections.abc import Mapping
+from enum import IntEnum
 
 from amaranth import Value
 from amaranth.lib import data
 
+from hw.depthwise.scan import pass_layout
 from hw.epilogue.rtl import job_layout as epilogue_job_layout
 from hw.fir.scan import map_layout
 from hw.systolic.buffer import load_layout
@@ -20,12 +22,27 @@ from .writer import output_layout
 TILE_BEATS_BITS = 24
 
 
+class Source(IntEnum):
+    """What a job's sums come from; also the tag of a walk to read that unit's input."""
+
+    ARRAY = 0
+    FILTER = 1
+    DEPTHWISE = 2
+
+
+class WeightsOf(IntEnum):
+    """Tag of a walk over rows of weights."""
+
+    ARRAY = 0
+    DEPTHWISE = 1
+
+
 def epilogue_layout(config: ConvolutionConfig) -> data.StructLayout:
-    """A job of the epilogue whose sums come from array or ``filter``: ``tile_beats`` of them for entry
-    ``first_tile`` of the table, as many for each one after it."""
+    """A job of the epilogue and its ``source``: ``tile_beats`` sums for entry ``first_tile`` of the table, as
+    many for each one after it."""
     return data.StructLayout(
         {
-            "filter": 1,
+            "source": Source,
             "first_tile": range(config.epilogue.max_tiles),
             "tile_beats": TILE_BEATS_BITS,
             "job": epilogue_job_layout(config.epilogue),
@@ -45,6 +62,7 @@ def command_layouts(config: ConvolutionConfig) -> dict[Kind, data.Layout]:
         Kind.SIDE: job_layout(TAG),
         Kind.EPILOGUE: epilogue_layout(config),
         Kind.OUTPUT: output_layout(),
+        Kind.PASS: pass_layout(config.depthwise),
     }
     most = 8 * RECORD_BYTES - KIND_BITS
     for kind, layout in layouts.items():

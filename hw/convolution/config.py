@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 
 from hw.config import ChipConfig
+from hw.depthwise.config import DepthwiseConfig, depthwise_config
 from hw.epilogue.config import EpilogueConfig, epilogue_config
 from hw.fir.config import FirConfig, fir_config
 from hw.systolic.config import SystolicConfig, systolic_config
@@ -20,6 +21,7 @@ class ConvolutionConfig:
 
     array: SystolicConfig = field(default_factory=SystolicConfig)
     fir: FirConfig = field(default_factory=lambda: FirConfig(element_bits=16, out_bits=18))
+    depthwise: DepthwiseConfig = field(default_factory=DepthwiseConfig)
     epilogue: EpilogueConfig = field(default_factory=EpilogueConfig)
     bus_bytes: int = 8
     """Of a word of memory: 4, 8, 16, 32 or 64."""
@@ -44,10 +46,9 @@ class ConvolutionConfig:
                 raise ValueError(f"{name} must be in {low}..{high}, not {getattr(self, name)}")
         if lanes % 4 or self.array.rows % 4:
             raise ValueError(f"rows and columns must be multiples of 4, not {self.array.rows} and {lanes}")
-        if self.fir.lanes != lanes or self.epilogue.lanes != lanes:
-            raise ValueError(
-                f"lanes must be the array's {lanes} columns, not {self.fir.lanes} and {self.epilogue.lanes}"
-            )
+        others = [self.fir.lanes, self.depthwise.lanes, self.epilogue.lanes]
+        if others != 3 * [lanes]:
+            raise ValueError(f"lanes must be the array's {lanes} columns, not {others}")
         if self.fir.element_bits != 16:
             raise ValueError(f"fir.element_bits must be 16, not {self.fir.element_bits}")
 
@@ -67,6 +68,7 @@ def convolution_config(chip: ChipConfig) -> ConvolutionConfig:
     return ConvolutionConfig(
         array=systolic_config(chip),
         fir=fir_config(chip),
+        depthwise=depthwise_config(chip),
         epilogue=epilogue_config(chip),
         bus_bytes=min(64, chip.dram_bytes_per_cycle),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hw.depthwise.cycles import Unit
 from hw.epilogue.config import LATENCY_CYCLES as EPILOGUE_LATENCY_CYCLES
 from hw.epilogue.config import MASK_READER, TABLE_BEATS
 from hw.fir.config import Map
@@ -19,6 +20,7 @@ from hw.systolic.config import MIN_PASS_CYCLES, SystolicConfig
 from hw.systolic.cycles import ready_cycles
 from hw.systolic.descriptor import Work, tile_rows
 
+from .commands import Source, WeightsOf
 from .config import ConvolutionConfig
 from .dispatch import Kind
 from .program import Program
@@ -377,6 +379,7 @@ class _Core:
             port: _Reader(config, latency_cycles) for port in ("commands", "weights", "input", "side")
         }
         self.array, self.fir, self.epilogue = _Array(config.array), _Fir(), _Epilogue()
+        self.depthwise = Unit(config.depthwise)
         self.writer = _Writer(config, latency_cycles)
         self.queues = {kind: _Fifo(config.queued_commands) for kind in Kind if kind != Kind.FENCE}
         self.records = program.records
@@ -393,18 +396,23 @@ class _Core:
 
     def _cycle(self, cycle: int, start: tuple[Walk, int] | None, kind: Kind, payload: Any) -> bool:
         """One cycle of all units; whether it takes the command, the next one of the list."""
-        readers, array, fir, epilogue, writer = (
-            self.readers, self.array, self.fir, self.epilogue, self.writer
+        readers, array, fir, depthwise, epilogue, writer = (
+            self.readers, self.array, self.fir, self.depthwise, self.epilogue, self.writer
         )  # fmt: skip
         shown = epilogue.stages[-1]
         weights, inputs, side = (readers[name].out for name in ("weights", "input", "side"))
-        filtered = epilogue.job is not None and bool(epilogue.job["filter"])
+        source = Source.ARRAY if epilogue.job is None else epilogue.job["source"]
         writer.look(shown)
-        array.look(cycle, weights is not None)
-        sum_offered = fir.out if filtered else array.sum_valid
+        array.look(cycle, _is_for(WeightsOf.ARRAY, weights))
+        sum_offered = (array.sum_valid, fir.out, depthwise.out)[source]
         epilogue.look(sum_offered, side is not None and side[0] == 1, writer.takes)
-        fir.look(inputs is not None and inputs[0] == 1, epilogue.takes and filtered)
-        word = inputs is not None and inputs[0] == 0 and array.word_ready
+        fir.look(_is_for(Source.FILTER, inputs), epilogue.takes and source == Source.FILTER)
+        depthwise.look(
+            _is_for(WeightsOf.DEPTHWISE, weights),
+            _is_for(Source.DEPTHWISE, inputs),
+            epilogue.takes and source == Source.DEPTHWISE,
+        )
+        word = _is_for(Source.ARRAY, inputs) and array.word_ready
         table = side is not None and side[0] == 0 and epilogue.table_ready
         taken = self._taken_commands(word)
         readers["commands"].look()
@@ -413,12 +421,13 @@ class _Core:
         passed = passed and writer.quiet(self.queues[Kind.OUTPUT].out is not None)
 
         readers["commands"].tick(cycle, start, pushed or passed)
-        readers["weights"].tick(cycle, taken[Kind.WEIGHTS], array.row)
-        readers["input"].tick(cycle, taken[Kind.INPUT], word or fir.takes)
+        readers["weights"].tick(cycle, taken[Kind.WEIGHTS], array.row or depthwise.weight)
+        readers["input"].tick(cycle, taken[Kind.INPUT], word or fir.takes or depthwise.takes)
         readers["side"].tick(cycle, taken[Kind.SIDE], table or epilogue.takes_side)
         writer.tick(cycle, shown, taken[Kind.OUTPUT])
-        array.tick(cycle, taken[Kind.LOAD], word, taken[Kind.CONV], epilogue.takes and not filtered)
+        array.tick(cycle, taken[Kind.LOAD], word, taken[Kind.CONV], epilogue.takes and source == Source.ARRAY)
         fir.tick(taken[Kind.MAP])
+        depthwise.tick(taken[Kind.PASS])
         epilogue.tick(taken[Kind.EPILOGUE], table)
         for of, fifo in self.queues.items():
             fifo.tick(payload if pushed and of == kind else None, taken[of] is not None)
@@ -437,5 +446,11 @@ class _Core:
             Kind.SIDE: self.readers["side"].look(),
             Kind.EPILOGUE: self.epilogue.job_ready,
             Kind.OUTPUT: output is not None and self.writer.walk_ready[output[0]],
+            Kind.PASS: self.depthwise.pass_ready,
         }
         return {kind: command if ready[kind] else None for kind, command in shown.items()}
+
+
+def _is_for(tag: int, element: tuple[int, bool] | None) -> bool:
+    """Whether a reader shows an element with this tag."""
+    return element is not None and element[0] == tag

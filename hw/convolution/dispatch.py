@@ -20,7 +20,7 @@ class Kind(IntEnum):
     FENCE = 0
     """What follows waits until the writer has written everything."""
     INPUT = 1
-    """Walk of activations or of a map to filter."""
+    """Walk of activations, or of a map for one of the units beside the array."""
     LOAD = 2
     """Half of the array's buffer for activations."""
     WEIGHTS = 3
@@ -35,6 +35,8 @@ class Kind(IntEnum):
     """Job of the epilogue, and where its sums come from."""
     OUTPUT = 8
     """Walk of an output map."""
+    PASS = 9
+    """Pass of the depthwise unit."""
 
 
 class Dispatch(wiring.Component):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Sums of array or filter into the epilogue, each with its entry of the table."""
+"""Sums of one unit or another into the epilogue, each with its entry of the table."""
 
-from amaranth import Module, Mux, Signal, signed
+from amaranth import Module, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.datapath import select
+from hw.depthwise.config import SUM_BITS
 from hw.epilogue.config import IN_BITS
 from hw.epilogue.rtl import in_layout
 from hw.epilogue.rtl import job_layout as epilogue_job_layout
@@ -21,21 +23,24 @@ class Feed(wiring.Component):
     -------
     i : stream of :func:`hw.convolution.commands.epilogue_layout`
     o_job : its jobs; one must be taken with the last beat of the one before, at the earliest
-    i_array, i_filter : streams of C signed sums; one that is not a job's source waits
+    i_array, i_filter, i_depthwise : streams of C signed sums; one that is not a job's source waits
     o : stream of :func:`hw.epilogue.rtl.in_layout`
     """
 
     def __init__(self, config: ConvolutionConfig) -> None:
         self.config = config
         lanes = config.array.columns
-        sums = data.ArrayLayout(signed(IN_BITS), lanes)
-        filtered = data.ArrayLayout(signed(config.fir.out_bits), lanes)
+        widths = {"array": IN_BITS, "filter": config.fir.out_bits, "depthwise": SUM_BITS}
+        self.sources = [f"i_{name}" for name in widths]
+        """By number, see :class:`hw.convolution.commands.Source`."""
         super().__init__(
             {
                 "i": In(stream.Signature(epilogue_layout(config))),
                 "o_job": Out(stream.Signature(epilogue_job_layout(config.epilogue))),
-                "i_array": In(stream.Signature(sums)),
-                "i_filter": In(stream.Signature(filtered)),
+                **{
+                    f"i_{name}": In(stream.Signature(data.ArrayLayout(signed(bits), lanes)))
+                    for name, bits in widths.items()
+                },
                 "o": Out(stream.Signature(in_layout(config.epilogue))),
             }
         )
@@ -45,14 +50,14 @@ class Feed(wiring.Component):
         of = Signal(epilogue_layout(self.config), reset_less=True)
         tile_beat = Signal(TILE_BEATS_BITS)
         active, moves = Signal(), Signal()
-        array, filtered, o = self.i_array, self.i_filter, self.o
-        lanes = [Mux(of.filter, f, a) for f, a in zip(filtered.payload, array.payload, strict=True)]
+        sources, o = [getattr(self, name) for name in self.sources], self.o
+        lanes = zip(*(source.payload for source in sources), strict=True)
+        which = of.source
         m.d.comb += [
-            *(lane.eq(value) for lane, value in zip(o.payload.data, lanes, strict=True)),
+            *(lane.eq(select(which, sums)) for lane, sums in zip(o.payload.data, lanes, strict=True)),
             o.payload.tile.eq(of.first_tile),
-            o.valid.eq(active & Mux(of.filter, filtered.valid, array.valid)),
-            array.ready.eq(active & ~of.filter & o.ready),
-            filtered.ready.eq(active & of.filter & o.ready),
+            o.valid.eq(active & select(which, [source.valid for source in sources])),
+            *(source.ready.eq(active & (which == number) & o.ready) for number, source in enumerate(sources)),
             moves.eq(o.valid & o.ready),
             self.o_job.payload.eq(self.i.payload.job),
             self.o_job.valid.eq(self.i.valid),

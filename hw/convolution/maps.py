@@ -13,7 +13,7 @@ from hw.systolic.layout import ALIGN_BYTES, input_layout
 from .config import ConvolutionConfig
 from .operations import MapShape
 from .walk import Walk
-from .writer import Format, mask_bytes
+from .writer import MAP_UNIT_BYTES, Format, mask_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,8 @@ class Place:
     lanes: int
     """Channels of a tile."""
     format: Format
+    is_planar: bool
+    """Tile by tile; otherwise a pixel's channels lie together."""
     pixel_bytes: int
     row_bytes: int
     tile_bytes: int
@@ -56,7 +58,7 @@ class Place:
         """The elements of a rectangle: a tile's pixel where the map is planar, else the bytes of a pixel that
         belong to the tile, fewer of the last one."""
         n_bytes = last_bytes = self.pixel_bytes
-        if self.format not in (Format.HALVES, Format.BITS):
+        if not self.is_planar:
             last_tile = of.first_tile + of.n_tiles - 1
             n_bytes, last_bytes = self.lanes, min(self.lanes, self.pixel_bytes - last_tile * self.lanes)
         return Walk(
@@ -117,19 +119,22 @@ class Place:
 
 
 def planar(address: int, shape: MapShape, config: ConvolutionConfig) -> Place:
-    """Tile, row, column, channel, 16 bits each, or, of masks, one: what filter and side stream read.
+    """Tile, row, column, channel, 16 or 8 bits each, or, of masks, one: what all but the array read.
 
     Tiles are filled up to the columns of the array, a single one of numbers to a multiple of 4 bytes.
     """
     lanes, n_tiles = config.array.columns, -(-shape.channels // config.array.columns)
-    is_mask = shape.bits == 1
-    pixel_bytes = mask_bytes(lanes) if is_mask else min(2 * lanes, -(-shape.channels // 2) * 4)
+    formats = {1: Format.BITS, 8: Format.BYTES, 16: Format.HALVES}
+    pixel_bytes = mask_bytes(lanes)
+    if (n_bytes := shape.bits // 8) > 0:
+        pixel_bytes = min(n_bytes * lanes, -(-shape.channels * n_bytes // MAP_UNIT_BYTES) * MAP_UNIT_BYTES)
     tile_bytes = _aligned(shape.height * shape.width * pixel_bytes)
     return Place(
         address=address,
         shape=shape,
         lanes=lanes,
-        format=Format.BITS if is_mask else Format.HALVES,
+        format=formats[shape.bits],
+        is_planar=True,
         pixel_bytes=pixel_bytes,
         row_bytes=shape.width * pixel_bytes,
         tile_bytes=tile_bytes,
@@ -161,6 +166,7 @@ def for_array(address: int, shape: MapShape, readers: Sequence[Layer], config: C
         shape=shape,
         lanes=config.array.columns,
         format=Format.PLANES if shape.bits == 16 else Format.BYTES,
+        is_planar=False,
         pixel_bytes=quads * QUAD_BYTES,
         row_bytes=row_bytes,
         tile_bytes=config.array.columns,

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from hw.depthwise.layer import phases
 from hw.epilogue.config import MASK_READER, MAX_READERS, SUM_BYTES, SUMS, Job, Reader, Side
 from hw.fir.config import Map
 from hw.systolic.descriptor import Band, Work, bands_of, payload, weight_rows
 from hw.systolic.layer import Layer, Phase
 from hw.systolic.layout import ALIGN_BYTES
 
-from .commands import bits_of, command_layouts, record
+from .commands import Source, WeightsOf, bits_of, command_layouts, record
 from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import Kind
 from .lists import ListPlace, check_list, initial, placed
@@ -149,12 +150,15 @@ class _Lowering:
 
     def _places(self) -> dict[str, Place]:
         layers: dict[str, list[Layer]] = defaultdict(list)
+        of_depthwise = set()
         for operation in self.operations:
             if isinstance(operation, Conv):
                 layers[operation.source].append(operation.layer)
+            elif isinstance(operation, Depthwise):
+                of_depthwise.add(operation.source)
         places = {}
         for name, shape in checked(self.operations, self.maps).items():
-            if name in layers or shape.bits == 8:
+            if name in layers or (shape.bits == 8 and name not in of_depthwise):
                 place = for_array(self.end, shape, layers[name], self.config)
             else:
                 place = planar(self.end, shape, self.config)
@@ -198,7 +202,7 @@ class _Lowering:
         if isinstance(operation, Conv):
             self._conv(operation)
         elif isinstance(operation, Depthwise):
-            raise ValueError(f"{operation.name}: depthwise layers have no commands yet")
+            self._depthwise(operation)
         elif isinstance(operation, Transposed):
             raise ValueError(f"{operation.name}: transposed maps have no commands yet")
         else:
@@ -269,8 +273,34 @@ class _Lowering:
                 for rows, columns in ((of.height, of.width), of.out_size)
             )
             self._command(Kind.MAP, part, **asdict(part))
-            self._read(Kind.INPUT, place.walk(source), tag=1)
+            self._read(Kind.INPUT, place.walk(source), tag=Source.FILTER)
             self._job(operation, result)
+
+    def _depthwise(self, operation: Depthwise) -> None:
+        """Tile by tile, phase by phase."""
+        layer, place = operation.layer, self.places[operation.source]
+        n_tiles = -(-layer.channels // self.lanes)
+        weights = np.zeros((n_tiles * self.lanes, layer.kernel, layer.kernel), np.int8)
+        weights[: layer.channels] = operation.weights
+        for tile, of_tile in enumerate(weights.reshape(n_tiles, self.lanes, layer.kernel, layer.kernel)):
+            for phase in phases(layer):
+                of, one = phase.of, {"first_tile": tile, "n_tiles": 1}
+                try:
+                    of.check(self.config.depthwise)
+                except ValueError as error:
+                    raise ValueError(f"{operation.name}: {error}") from None
+                taps = self._list(phase.weights(of_tile).reshape(self.lanes, -1).T)
+                source = Rectangle(
+                    y=phase.row, x=phase.column, step=1, n_rows=of.height, n_columns=of.width, **one
+                )
+                result = Rectangle(
+                    y=phase.y, x=phase.x, step=phase.step, n_rows=of.out_height, n_columns=of.out_width,
+                    **one,
+                )  # fmt: skip
+                self._command(Kind.PASS, of, **of.fields)
+                self._read(Kind.WEIGHTS, _line(taps, of.n_taps, self.lanes), tag=WeightsOf.DEPTHWISE)
+                self._read(Kind.INPUT, place.walk(source), tag=Source.DEPTHWISE)
+                self._job(operation, result)
 
     def _job(self, operation: SumsOperation, of: Rectangle) -> None:
         """The epilogue of a rectangle of sums, with what it reads and writes; the first one of an operation
@@ -279,7 +309,7 @@ class _Lowering:
         job = epilogue.job()
         readers = [*job.readers, Reader()][:MAX_READERS]
         fields = {
-            "filter": isinstance(operation, Fir),
+            "source": _source(operation),
             "first_tile": of.first_tile,
             "tile_beats": of.tile_beats,
             "job": {
@@ -322,7 +352,7 @@ class _Lowering:
         Job(n_beats=n_beats, gives_sums=True).check(self.config.epilogue)
         fields = {"job": {"n_beats": n_beats, "n_tables": 0, "side": Side.NONE, "two": 0, "mask": 0,
                           "gives_sums": 1}}  # fmt: skip
-        self._command(Kind.EPILOGUE, {"filter": False, **fields}, **fields)
+        self._command(Kind.EPILOGUE, {"source": Source.ARRAY, **fields}, **fields)
         walk = Walk(
             base=self.lists[name].address,
             n_tiles=n_beats,
@@ -340,6 +370,13 @@ def outputs_of(epilogue: Epilogue) -> list[tuple[int, str]]:
     """The maps that each beat writes, in turn, with the numbers of those they are for."""
     made = [(number, output.name) for number, output in enumerate(epilogue.outputs)]
     return made if epilogue.mask is None else [*made, (MASK_READER, epilogue.mask)]
+
+
+def _source(operation: SumsOperation) -> Source:
+    """Who computes its sums."""
+    if isinstance(operation, Depthwise):
+        return Source.DEPTHWISE
+    return Source.FILTER if isinstance(operation, Fir) else Source.ARRAY
 
 
 def _check_map(name: str, values: np.ndarray, shape: MapShape) -> None:

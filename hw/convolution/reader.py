@@ -11,13 +11,14 @@ from hw.stream.rtl import Fifo
 from .config import ADDRESS_BITS
 from .walk import Walker, job_layout
 
-TAG = data.StructLayout({"tag": 1})
+TAG_BITS = 2
+TAG = data.StructLayout({"tag": TAG_BITS})
 """What a walk to read says of its elements: which unit they are for."""
 
 
 def read_layout(max_bytes: int) -> data.StructLayout:
     """Payload of ``o``: an element from the lowest byte on, ``first`` and ``last`` of its walk."""
-    return data.StructLayout({"data": 8 * max_bytes, "tag": 1, "first": 1, "last": 1})
+    return data.StructLayout({"data": 8 * max_bytes, "tag": TAG_BITS, "first": 1, "last": 1})
 
 
 class Reader(wiring.Component):
@@ -75,7 +76,7 @@ class Reader(wiring.Component):
                 "offset": range(max(2, self.bus_bytes // self.unit_bytes)),
                 "fresh": 1,
                 "ends": 1,
-                "tag": 1,
+                "tag": TAG_BITS,
                 "first": 1,
                 "last": 1,
             }

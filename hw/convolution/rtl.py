@@ -5,6 +5,7 @@ from amaranth import Module, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.depthwise.rtl import Depthwise
 from hw.epilogue.rtl import Epilogue
 from hw.fir.rtl import Fir
 from hw.stream.config import FifoConfig
@@ -28,7 +29,7 @@ def start_layout() -> data.StructLayout:
 
 
 class Convolution(wiring.Component):
-    """Array, filter and epilogue between four read ports and one write port.
+    """Array, filter, depthwise unit and epilogue between four read ports and one write port.
 
     A command is a beat of one unit's stream (:class:`hw.convolution.dispatch.Kind`), so units run as far
     ahead of each other as their queues allow; a FENCE waits for all that was to be written before it.
@@ -61,6 +62,7 @@ class Convolution(wiring.Component):
         cfg = self.config
         m.submodules.array = array = Systolic(cfg.array)
         m.submodules.filter = fir = Fir(cfg.fir)
+        m.submodules.depthwise = depthwise = Depthwise(cfg.depthwise)
         m.submodules.epilogue = epilogue = Epilogue(cfg.epilogue)
         m.submodules.feed = feed = Feed(cfg)
         m.submodules.dispatch = dispatch = Dispatch(command_layouts(cfg))
@@ -80,13 +82,18 @@ class Convolution(wiring.Component):
             (Kind.SIDE, readers["side"].i),
             (Kind.EPILOGUE, feed.i),
             (Kind.OUTPUT, writer.i_output),
+            (Kind.PASS, depthwise.i_pass),
         ):
             self._queue(m, dispatch, kind, sink)
 
-        self._by_tag(m, readers["input"].o, (array.i_word, fir.i))
-        self._by_tag(m, readers["weights"].o, (array.i_weight,))
+        self._by_tag(m, readers["input"].o, (array.i_word, fir.i, depthwise.i))
+        self._by_tag(m, readers["weights"].o, (array.i_weight, depthwise.i_weight))
         self._by_tag(m, readers["side"].o, (epilogue.i_table, epilogue.i_side))
-        for source, sink in ((array.o, feed.i_array), (fir.o, feed.i_filter)):
+        for source, sink in (
+            (array.o, feed.i_array),
+            (fir.o, feed.i_filter),
+            (depthwise.o, feed.i_depthwise),
+        ):
             m.d.comb += [
                 Value.cast(sink.payload).eq(Value.cast(source.payload.data)),
                 sink.valid.eq(source.valid),

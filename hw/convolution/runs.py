@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import Activation, Reduction
 from hw.fir.config import Map
 from hw.systolic.descriptor import bands_of
 from hw.systolic.layer import Layer
 
 from .config import ConvolutionConfig
-from .operations import Conv, Epilogue, Fir, Operation, Output, PixelWeights, Reduce
+from .operations import Conv, Depthwise, Epilogue, Fir, Operation, Output, PixelWeights, Reduce
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +30,7 @@ class Run:
 
 def runs(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Run]:
     """Single pixels, channels around a tile, planes and groups, bands and rectangles, filters, a block of the
-    generator, a training step, masks and sums of every kind; then random operations."""
+    generator, a training step, masks and sums of every kind, depthwise layers; then random operations."""
     rng = np.random.default_rng(seed)
     c = config.array.columns
     return [
@@ -41,6 +42,7 @@ def runs(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Run]:
         block(rng, n_in=c, n_up=c, n_out=3),
         training(config, rng),
         masks(config, rng),
+        by_channel(config, rng),
         *(random_run(config, rng, f"random {number}") for number in range(n_random)),
     ]
 
@@ -238,8 +240,36 @@ def masks(config: ConvolutionConfig, rng: np.random.Generator) -> Run:
     )  # fmt: skip
 
 
+def by_channel(config: ConvolutionConfig, rng: np.random.Generator) -> Run:
+    """Depthwise layers between convolutions, of narrow and wide maps that are planar, whose last tile is not
+    full; strides, uneven padding, four phases with a residual and sums; nearest pixels; a single pixel."""
+    n = config.array.columns + 1
+    layer = partial(DepthwiseLayer, height=4, width=5, channels=n)
+    up = layer(kernel=4, padding=1, wide=True, replicate=True, stride=2, transposed=True, channels=2)
+    halved: dict[str, Any] = {"stride": 2, "out_height": 2, "out_width": 3}
+    back: dict[str, Any] = {
+        "height": 2, "width": 3, "out_height": 4, "out_width": 5, "stride": 2, "transposed": True,
+    }  # fmt: skip
+    one = DepthwiseLayer(height=1, width=1, channels=1, kernel=5, padding=2)
+    return Run(
+        name="depthwise layers",
+        operations=[
+            conv("expand", Layer(height=4, width=5, n_in=3, n_out=n, kernel=1), "x", rng, {"a": 8}),
+            depthwise("same", layer(padding=1), "a", rng, {"b": 8, "b16": 16}, noise=True,
+                      activation=Activation.RELU6),
+            depthwise("half", layer(kernel=5, padding=1, **halved), "b", rng, {"d": 16}),
+            depthwise("back", layer(kernel=3, padding=1, wide=True, **back), "d", rng, {"e": 8},
+                      residual="b16", reduce=Reduce(name="s", shift=4)),
+            conv("project", Layer(height=4, width=5, n_in=n, n_out=2, kernel=1), "e", rng, {"f": 16}),
+            depthwise("larger", up, "f", rng, {"g": 8}),
+            depthwise("one", one, "y", rng, {"h": 8}),
+        ],
+        maps={"x": _signed(rng, 8, 4, 5, 3), "y": _signed(rng, 8, 1, 1, 1)},
+    )  # fmt: skip
+
+
 def random_run(config: ConvolutionConfig, rng: np.random.Generator, name: str) -> Run:
-    """A convolution, one that reads its output, a filter of the other one."""
+    """A convolution, one that reads its output, filter and depthwise layer of the other one."""
     first = _random_layer(config, rng)
     bits = 16 if rng.random() < 0.3 else 8
     second = _random_layer(config, rng, after=first, wide=bits == 16)
@@ -256,6 +286,9 @@ def random_run(config: ConvolutionConfig, rng: np.random.Generator, name: str) -
     if min(out[:2]) > 1 and out[1] <= config.fir.row_beats:
         of = Map(upsample=bool(rng.random() < 0.5), height=out[0], width=out[1], channels=out[2])
         operations.append(fir("filtered", of, "b", rng, {"d": 8, "e": 16}, activation=_any(rng)))
+    if out[1] <= config.depthwise.row_pixels:
+        by_channel = _random_depthwise(rng, out)
+        operations.append(depthwise("by channel", by_channel, "b", rng, {"f": 8}, activation=_any(rng)))
     return Run(name=name, operations=operations, maps=maps)
 
 
@@ -284,6 +317,26 @@ def _random_layer(
         except ValueError:
             continue
         return layer
+
+
+def _random_depthwise(rng: np.random.Generator, size: tuple[int, int, int]) -> DepthwiseLayer:
+    """Any layer that reads a map of 16 bits."""
+    while True:
+        kernel, transposed = int(rng.integers(1, 8)), bool(rng.random() < 0.3)
+        try:
+            return DepthwiseLayer(
+                height=size[0],
+                width=size[1],
+                channels=size[2],
+                kernel=kernel,
+                stride=2 if transposed else int(rng.integers(1, 3)),
+                padding=int(rng.integers(0, kernel)),
+                transposed=transposed,
+                wide=True,
+                replicate=bool(rng.random() < 0.3),
+            )
+        except ValueError:
+            continue
 
 
 def _any(rng: np.random.Generator) -> Activation:
@@ -322,6 +375,26 @@ def fir(
     shape = (*of.out_size, of.channels)
     return Fir(
         name=name, map=of, source=source, epilogue=random_epilogue(rng, shape, outputs, 15, **epilogue)
+    )
+
+
+def depthwise(
+    name: str,
+    layer: DepthwiseLayer,
+    source: str,
+    rng: np.random.Generator,
+    outputs: Mapping[str, int],
+    **epilogue,
+) -> Depthwise:
+    """A depthwise layer with random weights; ``outputs``: bits of each map written."""
+    sum_bits = (16 if layer.wide else 8) + 4 + (layer.kernel**2).bit_length() // 2
+    shape = (layer.out_height, layer.out_width, layer.channels)
+    return Depthwise(
+        name=name,
+        layer=layer,
+        source=source,
+        weights=rng.integers(-128, 128, (layer.channels, layer.kernel, layer.kernel)).astype(np.int8),
+        epilogue=random_epilogue(rng, shape, outputs, sum_bits, **epilogue),
     )
 
 

@@ -26,6 +26,7 @@ from hw.convolution.rtl import READ_PORTS as core_ports
 from hw.convolution.runs import Run as Todo
 from hw.convolution.runs import block, runs
 from hw.convolution.writer import PLACING
+from hw.depthwise.config import DepthwiseConfig
 from hw.epilogue.config import EpilogueConfig
 from hw.export import write_rtl
 from hw.fir.config import FirConfig
@@ -61,6 +62,7 @@ def small(*, rows: int, columns: int, bus_bytes: int, **changes: int) -> Convolu
         core=ConvolutionConfig(
             array=array,
             fir=FirConfig(lanes=columns, row_beats=32, max_channels=columns, max_size=33),
+            depthwise=DepthwiseConfig(lanes=columns, row_pixels=16, max_size=32),
             epilogue=EpilogueConfig(lanes=columns, max_tiles=4),
             bus_bytes=bus_bytes,
             **changes,
