@@ -17,8 +17,22 @@ from hw.convolution.golden import run
 from hw.convolution.operations import MapShape, Reduce
 from hw.convolution.program import lowered
 from hw.convolution.rtl import Convolution
-from hw.convolution.runs import Run, around_a_tile, conv, filters, fir, masks, runs, single_pixels, training
+from hw.convolution.runs import (
+    Run,
+    around_a_tile,
+    by_channel,
+    conv,
+    depthwise,
+    filters,
+    fir,
+    masks,
+    runs,
+    single_pixels,
+    training,
+)
 from hw.convolution.vectors import case_of, cases, timed_case
+from hw.depthwise.config import DepthwiseConfig
+from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import EpilogueConfig
 from hw.fir.config import FirConfig, Map
 from hw.harness import cosim, verilated
@@ -43,6 +57,7 @@ def small(*, rows=8, columns=4, n_words=64, **changes):
     return ConvolutionConfig(
         array=array,
         fir=fir_,
+        depthwise=DepthwiseConfig(lanes=columns, row_pixels=16, max_size=32),
         epilogue=EpilogueConfig(lanes=columns, max_tiles=4),
         **{"bus_bytes": 8, "read_words": 16, **changes},
     )
@@ -82,7 +97,7 @@ def misread(one, config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["8x4", "16x8"])
 def test_golden_maps_can_be_read_back_where_they_are_written(config):
-    assert [misread(one, config) for one in runs(config, seed=3, n_random=4)] == 12 * [[]]
+    assert [misread(one, config) for one in runs(config, seed=3, n_random=4)] == 13 * [[]]
 
 
 def test_rtl_writes_what_golden_says_when_the_cycle_model_says():
@@ -101,7 +116,7 @@ def test_cycles_in_narrow_queues_and_in_other_memories(latency_cycles):
     config, rng = CONFIGS[1], np.random.default_rng(7)
     made = [
         timed_case(make(config, rng), config, latency_cycles=latency_cycles)
-        for make in (single_pixels, filters, training)
+        for make in (single_pixels, filters, by_channel, training)
     ]
     assert problems(Convolution(config), made) == []
 
@@ -112,7 +127,7 @@ def test_rtl_writes_the_same_under_stalls(config):
     rng = np.random.default_rng(2)
     made = [
         case_of(make(config, rng), config, jitter_cycles=9)
-        for make in (single_pixels, around_a_tile, filters, masks)
+        for make in (single_pixels, around_a_tile, filters, masks, by_channel)
     ]
     assert problems(Convolution(config), [case.stalled(0.3, seed=3) for case in made]) == []
 
@@ -187,8 +202,8 @@ MUTANTS = [
     ("entry stays from tile to tile", "feed", "eq(of.first_tile + 1)", "eq(of.first_tile)"),
     ("tile ends early", "feed", "tile_beat == of.tile_beats - 1", "tile_beat == of.tile_beats - 2"),
     ("beats of the tile before", "feed", "[tile_beat.eq(0), of.first_tile", "[of.first_tile"),
-    ("filter without sign", "feed", "f, a)", "f.as_unsigned(), a)"),
-    ("always the array", "feed", "Mux(of.filter, filtered.valid, array.valid)", "array.valid"),
+    ("sums without sign", "feed", "select(which, sums)", "select(which, [x.as_unsigned() for x in sums])"),
+    ("always the array", "feed", "select(which, [source.valid for source in sources])", "sources[0].valid"),
     ("all elements for the first unit", "rtl", "source.payload.tag == tag", "tag == 0"),
     ("all for reader 0", "rtl", '"data", "mask", "reader"', '"data", "mask"'),
     ("the same record again", "rtl", "walk.column_stride.eq(RECORD_BYTES)", "walk.column_stride.eq(0)"),
@@ -202,6 +217,11 @@ MUTANTS = [
     ("weights of the operation", "program", "if operation.named_weights is not None", "if False"),
     ("lists begin with zeros", "program", "place.write(memory, content)", "pass"),
     ("phases side by side", "program", "row_stride=2 * of.step * width", "row_stride=2 * width"),
+    ("weights of the first tile", "program", "phase.weights(of_tile)",
+     "phase.weights(weights[: self.lanes])"),
+    ("weights by channel", "program", ".reshape(self.lanes, -1).T)", ".reshape(self.lanes, -1))"),
+    ("phases from the map's first pixel", "program", "y=phase.row, x=phase.column", "y=0, x=0"),
+    ("phases of a tile side by side", "program", "step=phase.step", "step=1"),
     ("low plane is the high one", "program", "tile_stride=place.plane_bytes", "tile_stride=0"),
     ("halves of a pixel", "maps", "n_bytes = last_bytes = self.pixel_bytes", "n_bytes = last_bytes = 4"),
     ("last tile writes beyond its pixel", "maps",
@@ -211,7 +231,7 @@ MUTANTS = [
 
 @pytest.fixture(scope="module")
 def small_case():
-    """Two planes, three tiles, both readers, both sources, four phases, a mask written and read, sums, table
+    """Two planes, three tiles, both readers, all sources, phases, a mask written and read, sums, table
     and weights that have names; and their cycles."""
     case = timed_case(mixture(np.random.default_rng(6)), SMALL)
     assert problems(Convolution(SMALL), [case]) == []
@@ -224,6 +244,9 @@ def mixture(rng):
     grown = Layer(**size, n_in=6, n_out=6, stride=2, transposed=True, n_stored=9)
     blur = Map(upsample=False, **size, channels=9)
     back = Layer(height=2, width=3, n_in=9, n_out=9, kernel=1)
+    spread = DepthwiseLayer(
+        height=2, width=3, channels=9, padding=2, stride=2, transposed=True, wide=True, out_width=4
+    )
     return Run(
         name="mixture",
         operations=[
@@ -233,10 +256,11 @@ def mixture(rng):
             replace(
                 conv("back", back, "e", rng, {"g": 16}, masked_by="open", named_table="t"), named_weights="w"
             ),
+            depthwise("spread", spread, "f", rng, {"h": 8}),
         ],
         maps={
             "x": rng.integers(-(1 << 15), 1 << 15, (3, 4, 3)),
-            "t": rng.integers(0, 1 << 16, (5, 9)),
+            "t": conv("other", back, "e", rng, {"g": 16}).epilogue.table().words(),
             "w": rng.integers(-128, 128, (9, 9, 1, 1)),
         },
     )  # fmt: skip
@@ -272,7 +296,7 @@ def test_mutant_is_caught(name, module, old, new, monkeypatch, small_case):
         ({"max_writes": 0}, r"max_writes must be in 1\.\.1023, not 0"),
         ({"queued_commands": 17}, r"queued_commands must be in 3\.\.16, not 17"),
         ({"columns": 6}, "rows and columns must be multiples of 4, not 8 and 6"),
-        ({"epilogue": EpilogueConfig(lanes=8)}, "lanes must be the array's 4 columns, not 4 and 8"),
+        ({"epilogue": EpilogueConfig(lanes=8)}, "lanes must be the array's 4 columns, not .4, 4, 8."),
         ({"fir": FirConfig(lanes=4, element_bits=32, out_bits=32)}, "fir.element_bits must be 16, not 32"),
     ],
 )
@@ -307,6 +331,9 @@ def test_rejects_what_it_cannot_run():
         lowered([named], x | {"t": np.zeros((4, 5), np.int64)}, SMALL)
     with pytest.raises(ValueError, match=r"named weights must be for \[3, 8\], not \[4, 8\]"):
         replace(plain, layer=layer, epilogue=conv("c", layer, "x", rng, {"a": 8}).epilogue, named_weights="w")
+    rows = depthwise("d", DepthwiseLayer(height=1, width=17, channels=1, kernel=1), "y", rng, {"a": 8})
+    with pytest.raises(ValueError, match="d: width must be at most 16, not 17"):
+        lowered([rows], {"y": np.zeros((1, 17, 1), np.int64)}, SMALL)
     places = MapShape(height=2, width=2, channels=6, bits=8)
     with pytest.raises(ValueError, match="channels of each group must be a multiple of 4"):
         maps.for_array(0, places, [replace(grouped, n_in=6, n_out=8)], SMALL)
