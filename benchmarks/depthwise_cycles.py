@@ -2,19 +2,27 @@
 """Busy multipliers of the depthwise unit, from its cycle model: ``python -m benchmarks.depthwise_cycles``.
 
 Prints Markdown tables: kernels by size of the map, forward and transposed; all depthwise layers of
-ProxylessNAS-Mobile at 224 pixels. Weights, pixels and sums never wait; products with padding count.
+ProxylessNAS-Mobile at 224 pixels, where weights, pixels and sums never wait; and layers as operations of the
+smallest convolution core, from its exact cycle model. Products with padding count.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from algo.tinytl.architecture import PROXYLESS_MOBILE, layers
 from hw.config import preset
+from hw.convolution import cycles
+from hw.convolution.config import convolution_config
+from hw.convolution.program import lowered
+from hw.convolution.runs import depthwise
 from hw.depthwise.config import DepthwiseConfig, depthwise_config
 from hw.depthwise.cycles import busy, layer_cycles
 from hw.depthwise.layer import DepthwiseLayer
 from hw.systolic.config import systolic_config
 
-KERNELS = (3, 5, 7)
+KERNELS, KINDS = (3, 5, 7), ("stride 1", "stride 2", "transposed")
 SIZES = (7, 14, 28, 56, 112)
 RESOLUTION = 224
 ONE_TILE = DepthwiseConfig(lanes=8)
@@ -25,7 +33,7 @@ def by_size() -> Iterator[str]:
     yield f"| kernel | | {' | '.join(f'{size} px' for size in SIZES)} |"
     yield f"|---|---|{'---|' * len(SIZES)}"
     for kernel in KERNELS:
-        for kind in ("stride 1", "stride 2", "transposed"):
+        for kind in KINDS:
             shares = [f"{busy(square(size, kernel, kind), ONE_TILE):.3f}" for size in SIZES]
             yield f"| {kernel} | {kind} | {' | '.join(shares)} |"
 
@@ -66,6 +74,27 @@ def network() -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def in_the_core(size: int = 28, channels: int = 48) -> Iterator[str]:
+    """A row for each kernel and kind: cycles of the unit, and of an operation of maps of 8 and of 16 bits to
+    one of 8 bits, with its table and in a memory of the chip's latency."""
+    chip, rng = preset("tiny"), np.random.default_rng(1)
+    config = convolution_config(chip)
+    yield "| kernel | | cycles of the unit | 8 bits: of the operation | busy | 16 bits | busy |"
+    yield f"|{'---|' * 7}"
+    for kernel in KERNELS:
+        for kind in KINDS:
+            layer = square(size, kernel, kind, channels)
+            cells = [str(kernel), kind, f"{layer_cycles(layer, config.depthwise):,}"]
+            for wide in (False, True):
+                of = replace(layer, wide=wide)
+                x = rng.integers(-128, 128, (of.height, of.width, channels))
+                program = lowered([depthwise("layer", of, "x", rng, {"y": 8})], {"x": x}, config)
+                done = cycles.replay(program, config, latency_cycles=chip.dram_latency_cycles).done
+                share = of.n_macs / (done * config.depthwise.lanes * config.depthwise.n_multipliers)
+                cells += [f"{done:,}", f"{share:.3f}"]
+            yield f"| {' | '.join(cells)} |"
+
+
 if __name__ == "__main__":
-    for table in (by_size, network):
+    for table in (by_size, network, in_the_core):
         print("\n".join(table()), end="\n\n")
