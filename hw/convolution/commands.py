@@ -12,6 +12,8 @@ from hw.epilogue.rtl import job_layout as epilogue_job_layout
 from hw.fir.scan import map_layout
 from hw.systolic.buffer import load_layout
 from hw.systolic.tiles import descriptor_layout
+from hw.training.layouts import job_layout as kernel_layout
+from hw.transpose.rtl import map_layout as transpose_layout
 
 from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import KIND_BITS, Kind
@@ -28,13 +30,23 @@ class Source(IntEnum):
     ARRAY = 0
     FILTER = 1
     DEPTHWISE = 2
+    TRANSPOSE = 3
 
 
 class WeightsOf(IntEnum):
-    """Tag of a walk over rows of weights."""
+    """Tag of a walk over rows of weights, or over sums for a kernel."""
 
     ARRAY = 0
     DEPTHWISE = 1
+    KERNEL = 2
+
+
+class SideOf(IntEnum):
+    """Tag of a walk at the side port: over tables, side maps, or a kernel's parameters."""
+
+    TABLE = 0
+    MAP = 1
+    KERNEL = 2
 
 
 def epilogue_layout(config: ConvolutionConfig) -> data.StructLayout:
@@ -63,6 +75,8 @@ def command_layouts(config: ConvolutionConfig) -> dict[Kind, data.Layout]:
         Kind.EPILOGUE: epilogue_layout(config),
         Kind.OUTPUT: output_layout(),
         Kind.PASS: pass_layout(config.depthwise),
+        Kind.TRANSPOSE: transpose_layout(),
+        Kind.KERNEL: kernel_layout(config.training),
     }
     most = 8 * RECORD_BYTES - KIND_BITS
     for kind, layout in layouts.items():

@@ -8,6 +8,8 @@ from hw.depthwise.config import DepthwiseConfig, depthwise_config
 from hw.epilogue.config import EpilogueConfig, epilogue_config
 from hw.fir.config import FirConfig, fir_config
 from hw.systolic.config import SystolicConfig, systolic_config
+from hw.training.config import TrainingConfig, training_config
+from hw.transpose.config import TransposeConfig
 
 ADDRESS_BITS = 32
 COMMAND_COUNT_BITS = 24
@@ -23,6 +25,7 @@ class ConvolutionConfig:
     fir: FirConfig = field(default_factory=lambda: FirConfig(element_bits=16, out_bits=18))
     depthwise: DepthwiseConfig = field(default_factory=DepthwiseConfig)
     epilogue: EpilogueConfig = field(default_factory=EpilogueConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     bus_bytes: int = 8
     """Of a word of memory: 4, 8, 16, 32 or 64."""
     read_words: int = 64
@@ -53,6 +56,11 @@ class ConvolutionConfig:
             raise ValueError(f"fir.element_bits must be 16, not {self.fir.element_bits}")
 
     @property
+    def transpose(self) -> TransposeConfig:
+        """A lane a column."""
+        return TransposeConfig(lanes=self.array.columns)
+
+    @property
     def wide_bytes(self) -> int:
         """Of a lane of 16 bits for each column: an element of a table, a residual, a planar map."""
         return 2 * self.array.columns
@@ -70,5 +78,6 @@ def convolution_config(chip: ChipConfig) -> ConvolutionConfig:
         fir=fir_config(chip),
         depthwise=depthwise_config(chip),
         epilogue=epilogue_config(chip),
+        training=training_config(chip),
         bus_bytes=min(64, chip.dram_bytes_per_cycle),
     )

@@ -19,8 +19,10 @@ from hw.kv_buffer.cycles import LoadReplay
 from hw.systolic.config import MIN_PASS_CYCLES, SystolicConfig
 from hw.systolic.cycles import ready_cycles
 from hw.systolic.descriptor import Work, tile_rows
+from hw.training.cycles import Course as Kernels
+from hw.transpose.cycles import Course as Transposer
 
-from .commands import Source, WeightsOf
+from .commands import SideOf, Source, WeightsOf
 from .config import ConvolutionConfig
 from .dispatch import Kind
 from .program import Program
@@ -380,6 +382,7 @@ class _Core:
         }
         self.array, self.fir, self.epilogue = _Array(config.array), _Fir(), _Epilogue()
         self.depthwise = Unit(config.depthwise)
+        self.transposer, self.kernels = Transposer(config.transpose), Kernels()
         self.writer = _Writer(config, latency_cycles)
         self.queues = {kind: _Fifo(config.queued_commands) for kind in Kind if kind != Kind.FENCE}
         self.records = program.records
@@ -399,21 +402,28 @@ class _Core:
         readers, array, fir, depthwise, epilogue, writer = (
             self.readers, self.array, self.fir, self.depthwise, self.epilogue, self.writer
         )  # fmt: skip
-        shown = epilogue.stages[-1]
+        transposer, kernels, of_epilogue = self.transposer, self.kernels, epilogue.stages[-1]
+        shown = kernels.shown if of_epilogue is None else of_epilogue
         weights, inputs, side = (readers[name].out for name in ("weights", "input", "side"))
         source = Source.ARRAY if epilogue.job is None else epilogue.job["source"]
         writer.look(shown)
         array.look(cycle, _is_for(WeightsOf.ARRAY, weights))
-        sum_offered = (array.sum_valid, fir.out, depthwise.out)[source]
-        epilogue.look(sum_offered, side is not None and side[0] == 1, writer.takes)
+        sum_offered = (array.sum_valid, fir.out, depthwise.out, transposer.out)[source]
+        epilogue.look(sum_offered, _is_for(SideOf.MAP, side), writer.takes)
         fir.look(_is_for(Source.FILTER, inputs), epilogue.takes and source == Source.FILTER)
         depthwise.look(
             _is_for(WeightsOf.DEPTHWISE, weights),
             _is_for(Source.DEPTHWISE, inputs),
             epilogue.takes and source == Source.DEPTHWISE,
         )
+        transposer.look(_is_for(Source.TRANSPOSE, inputs), epilogue.takes and source == Source.TRANSPOSE)
+        kernels.look(
+            _is_for(WeightsOf.KERNEL, weights),
+            _is_for(SideOf.KERNEL, side),
+            writer.takes and of_epilogue is None,
+        )
         word = _is_for(Source.ARRAY, inputs) and array.word_ready
-        table = side is not None and side[0] == 0 and epilogue.table_ready
+        table = _is_for(SideOf.TABLE, side) and epilogue.table_ready
         taken = self._taken_commands(word)
         readers["commands"].look()
         pushed = kind != Kind.FENCE and readers["commands"].out is not None and self.queues[kind].ready
@@ -421,13 +431,18 @@ class _Core:
         passed = passed and writer.quiet(self.queues[Kind.OUTPUT].out is not None)
 
         readers["commands"].tick(cycle, start, pushed or passed)
-        readers["weights"].tick(cycle, taken[Kind.WEIGHTS], array.row or depthwise.weight)
-        readers["input"].tick(cycle, taken[Kind.INPUT], word or fir.takes or depthwise.takes)
-        readers["side"].tick(cycle, taken[Kind.SIDE], table or epilogue.takes_side)
+        row = array.row or depthwise.weight or kernels.takes_sum
+        readers["weights"].tick(cycle, taken[Kind.WEIGHTS], row)
+        element = word or fir.takes or depthwise.takes or transposer.takes
+        readers["input"].tick(cycle, taken[Kind.INPUT], element)
+        of_side = table or epilogue.takes_side or kernels.takes_word
+        readers["side"].tick(cycle, taken[Kind.SIDE], of_side)
         writer.tick(cycle, shown, taken[Kind.OUTPUT])
         array.tick(cycle, taken[Kind.LOAD], word, taken[Kind.CONV], epilogue.takes and source == Source.ARRAY)
         fir.tick(taken[Kind.MAP])
         depthwise.tick(taken[Kind.PASS])
+        transposer.tick(taken[Kind.TRANSPOSE])
+        kernels.tick(taken[Kind.KERNEL])
         epilogue.tick(taken[Kind.EPILOGUE], table)
         for of, fifo in self.queues.items():
             fifo.tick(payload if pushed and of == kind else None, taken[of] is not None)
@@ -447,6 +462,8 @@ class _Core:
             Kind.EPILOGUE: self.epilogue.job_ready,
             Kind.OUTPUT: output is not None and self.writer.walk_ready[output[0]],
             Kind.PASS: self.depthwise.pass_ready,
+            Kind.TRANSPOSE: self.transposer.map_ready,
+            Kind.KERNEL: self.kernels.job_ready,
         }
         return {kind: command if ready[kind] else None for kind, command in shown.items()}
 

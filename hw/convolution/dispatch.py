@@ -37,6 +37,10 @@ class Kind(IntEnum):
     """Walk of an output map."""
     PASS = 9
     """Pass of the depthwise unit."""
+    TRANSPOSE = 10
+    """Map to transpose."""
+    KERNEL = 11
+    """Job of the kernels of training."""
 
 
 class Dispatch(wiring.Component):

@@ -14,10 +14,14 @@ from hw.fir.config import Map
 from hw.systolic.descriptor import Band, Work, bands_of, payload, weight_rows
 from hw.systolic.layer import Layer, Phase
 from hw.systolic.layout import ALIGN_BYTES
+from hw.training.cycles import readers_of
+from hw.training.operations import KernelOperation
+from hw.transpose.config import Map as TransposedMap
 
-from .commands import Source, WeightsOf, bits_of, command_layouts, record
+from .commands import SideOf, Source, WeightsOf, bits_of, command_layouts, record
 from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import Kind
+from .kernels import tasks
 from .lists import ListPlace, check_list, initial, placed
 from .maps import Place, Rectangle, for_array, planar
 from .operations import (
@@ -35,7 +39,7 @@ from .operations import (
 )
 from .walk import Walk
 from .writer import Format
-from .written import Written, WrittenSums
+from .written import Written, WrittenSums, WrittenWords
 
 MARGIN_BYTES = 256
 """Behind everything: an element's last words may be read beyond its list."""
@@ -59,7 +63,7 @@ class Program:
     """Where each map lies."""
     lists: Mapping[str, ListPlace]
     """Where each list that has a name lies."""
-    written: Sequence[Written | WrittenSums]
+    written: Sequence[Written | WrittenSums | WrittenWords]
     """In order."""
 
     @property
@@ -106,7 +110,7 @@ class _Lowering:
         """First free byte."""
         self.records: list[bytes] = []
         self.commands: list[Command] = []
-        self.written: list[Written | WrittenSums] = []
+        self.written: list[Written | WrittenSums | WrittenWords] = []
 
     def program(self) -> Program:
         self.places, self.lists = self._places(), self._lists()
@@ -150,15 +154,15 @@ class _Lowering:
 
     def _places(self) -> dict[str, Place]:
         layers: dict[str, list[Layer]] = defaultdict(list)
-        of_depthwise = set()
+        of_others = set()
         for operation in self.operations:
             if isinstance(operation, Conv):
                 layers[operation.source].append(operation.layer)
-            elif isinstance(operation, Depthwise):
-                of_depthwise.add(operation.source)
+            elif isinstance(operation, Depthwise | Transposed):
+                of_others.add(operation.source)
         places = {}
         for name, shape in checked(self.operations, self.maps).items():
-            if name in layers or (shape.bits == 8 and name not in of_depthwise):
+            if name in layers or (shape.bits == 8 and name not in of_others):
                 place = for_array(self.end, shape, layers[name], self.config)
             else:
                 place = planar(self.end, shape, self.config)
@@ -184,7 +188,8 @@ class _Lowering:
 
     def _operation(self, operation: Operation) -> None:
         if not isinstance(operation, SumsOperation):
-            raise ValueError(f"{operation.name}: kernels of training have no commands yet")
+            self._kernel(operation)
+            return
         epilogue = operation.epilogue
         self.noise = None if epilogue.noise is None else self._list(epilogue.noise.astype("<i2"))
         beats = epilogue.table().beats(self.lanes)
@@ -204,11 +209,23 @@ class _Lowering:
         elif isinstance(operation, Depthwise):
             self._depthwise(operation)
         elif isinstance(operation, Transposed):
-            raise ValueError(f"{operation.name}: transposed maps have no commands yet")
+            self._transposed(operation)
         else:
             self._fir(operation)
         if epilogue.reduce is not None:
             self._sums(epilogue.reduce.name, epilogue.channels)
+
+    def _kernel(self, operation: KernelOperation) -> None:
+        for task in tasks(operation, self.places, self.lists, self.lanes):
+            most = (1 << self.config.training.count_bits) - 1
+            if task.timed.count > most:
+                raise ValueError(f"{operation.name}: elements must be at most {most}, not {task.timed.count}")
+            self._command(Kind.KERNEL, task.timed, **task.fields)
+            self._read(Kind.WEIGHTS, task.sums, tag=WeightsOf.KERNEL)
+            self._read(Kind.SIDE, task.words, tag=SideOf.KERNEL)
+            for reader, walk in task.outputs:
+                self._output(reader, Format.HALVES, 0, walk)
+            self.written.append(WrittenWords(readers=readers_of(task.timed), outputs=task.outputs))
 
     def _conv(self, operation: Conv) -> None:
         """A band's words are asked for before the works of the band before it, which they run beside."""
@@ -302,6 +319,29 @@ class _Lowering:
                 self._read(Kind.INPUT, place.walk(source), tag=Source.DEPTHWISE)
                 self._job(operation, result)
 
+    def _transposed(self, operation: Transposed) -> None:
+        """Blocks of as many pixels as there are lanes, of each its tiles of channels."""
+        shape, place = operation.shape, self.places[operation.source]
+        n_pixels, lanes = shape.height * shape.width, self.lanes
+        of = TransposedMap(n_pixels=n_pixels, n_channels=shape.channels, wide=shape.bits == 16)
+        self._command(Kind.TRANSPOSE, of, **asdict(of))
+        whole, rest = divmod(n_pixels, lanes)
+        for first, n_blocks, n_beats in ((0, whole, lanes), (whole * lanes, 1, rest)):
+            if n_blocks and n_beats:
+                walk = Walk(
+                    base=place.address + first * place.pixel_bytes,
+                    n_tiles=n_blocks,
+                    tile_stride=lanes * place.pixel_bytes,
+                    n_rows=-(-shape.channels // lanes),
+                    row_stride=place.tile_bytes,
+                    n_columns=n_beats,
+                    column_stride=place.pixel_bytes,
+                    n_bytes=place.pixel_bytes,
+                )
+                self._read(Kind.INPUT, walk, tag=Source.TRANSPOSE)
+        tiles = {"first_tile": 0, "n_tiles": -(-n_pixels // lanes)}
+        self._job(operation, Rectangle(y=0, x=0, step=1, n_rows=shape.channels, n_columns=1, **tiles))
+
     def _job(self, operation: SumsOperation, of: Rectangle) -> None:
         """The epilogue of a rectangle of sums, with what it reads and writes; the first one of an operation
         loads the table."""
@@ -374,9 +414,12 @@ def outputs_of(epilogue: Epilogue) -> list[tuple[int, str]]:
 
 def _source(operation: SumsOperation) -> Source:
     """Who computes its sums."""
-    if isinstance(operation, Depthwise):
-        return Source.DEPTHWISE
-    return Source.FILTER if isinstance(operation, Fir) else Source.ARRAY
+    return {
+        Conv: Source.ARRAY,
+        Fir: Source.FILTER,
+        Depthwise: Source.DEPTHWISE,
+        Transposed: Source.TRANSPOSE,
+    }[type(operation)]
 
 
 def _check_map(name: str, values: np.ndarray, shape: MapShape) -> None:

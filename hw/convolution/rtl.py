@@ -12,6 +12,8 @@ from hw.stream.config import FifoConfig
 from hw.stream.fork import connect
 from hw.stream.rtl import Fifo
 from hw.systolic.rtl import Systolic
+from hw.training.rtl import Training
+from hw.transpose.rtl import Transpose
 
 from .commands import command_layouts
 from .config import ADDRESS_BITS, COMMAND_COUNT_BITS, RECORD_BYTES, ConvolutionConfig
@@ -29,7 +31,8 @@ def start_layout() -> data.StructLayout:
 
 
 class Convolution(wiring.Component):
-    """Array, filter, depthwise unit and epilogue between four read ports and one write port.
+    """Array, filter, depthwise unit, transposer, epilogue and the kernels of training between four read ports
+    and one write port.
 
     A command is a beat of one unit's stream (:class:`hw.convolution.dispatch.Kind`), so units run as far
     ahead of each other as their queues allow; a FENCE waits for all that was to be written before it.
@@ -64,6 +67,8 @@ class Convolution(wiring.Component):
         m.submodules.filter = fir = Fir(cfg.fir)
         m.submodules.depthwise = depthwise = Depthwise(cfg.depthwise)
         m.submodules.epilogue = epilogue = Epilogue(cfg.epilogue)
+        m.submodules.transpose = transpose = Transpose(cfg.transpose)
+        m.submodules.training = training = Training(cfg.training)
         m.submodules.feed = feed = Feed(cfg)
         m.submodules.dispatch = dispatch = Dispatch(command_layouts(cfg))
         m.submodules.writer = writer = Writer(
@@ -83,12 +88,14 @@ class Convolution(wiring.Component):
             (Kind.EPILOGUE, feed.i),
             (Kind.OUTPUT, writer.i_output),
             (Kind.PASS, depthwise.i_pass),
+            (Kind.TRANSPOSE, transpose.i_map),
+            (Kind.KERNEL, training.i_job),
         ):
             self._queue(m, dispatch, kind, sink)
 
-        self._by_tag(m, readers["input"].o, (array.i_word, fir.i, depthwise.i))
-        self._by_tag(m, readers["weights"].o, (array.i_weight, depthwise.i_weight))
-        self._by_tag(m, readers["side"].o, (epilogue.i_table, epilogue.i_side))
+        self._by_tag(m, readers["input"].o, (array.i_word, fir.i, depthwise.i, transpose.i))
+        self._by_tag(m, readers["weights"].o, (array.i_weight, depthwise.i_weight, training.i_sums))
+        self._by_tag(m, readers["side"].o, (epilogue.i_table, epilogue.i_side, training.i_master))
         for source, sink in (
             (array.o, feed.i_array),
             (fir.o, feed.i_filter),
@@ -99,17 +106,25 @@ class Convolution(wiring.Component):
                 sink.valid.eq(source.valid),
                 source.ready.eq(sink.ready),
             ]
-        element = epilogue.o.payload
-        m.d.comb += [
-            *(writer.i.payload[name].eq(element[name]) for name in ("data", "mask", "reader")),
-            writer.i.valid.eq(epilogue.o.valid),
-            epilogue.o.ready.eq(writer.i.ready),
-        ]
+        connect(m, transpose.o, feed.i_transpose)
+        self._written(m, epilogue.o, training.o, writer.i)
         connect(m, feed.o_job, epilogue.i_job)
         connect(m, feed.o, epilogue.i)
         connect(m, writer.o_write, self.o_write)
         connect(m, self.i_written, writer.i_written)
         return m
+
+    def _written(self, m: Module, elements, words, sink) -> None:
+        """Maps of the epilogue or words of a kernel; never both, as fences are between them."""
+        element, word = elements.payload, words.payload
+        m.d.comb += [
+            *(sink.payload[name].eq(element[name]) for name in ("data", "mask", "reader")),
+            sink.valid.eq(elements.valid | words.valid),
+            elements.ready.eq(sink.ready),
+            words.ready.eq(sink.ready & ~elements.valid),
+        ]
+        with m.If(~elements.valid):
+            m.d.comb += [Value.cast(sink.payload.data).eq(word.data), sink.payload.reader.eq(word.reader)]
 
     def _reader(self, m: Module, port: str) -> Reader:
         cfg = self.config

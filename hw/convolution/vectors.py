@@ -18,15 +18,17 @@ from .operations import Conv, Depthwise, SumsOperation
 from .program import Program, lowered, outputs_of
 from .rtl import READ_PORTS
 from .runs import Run, runs
-from .traffic import Piece, pieces, requests, writes
+from .traffic import Piece, addresses, pieces, requests, writes
+from .training_runs import training_runs
 from .walk import Walk
 from .writer import Format
-from .written import Written, WrittenSums
+from .written import Written, WrittenSums, WrittenWords
 
 
 def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
-    """Those of :func:`.runs.runs`, with the cycle of every write."""
-    return [timed_case(one, config) for one in runs(config, seed=seed, n_random=n_random)]
+    """Those of :func:`.runs.runs` and :func:`.training_runs.training_runs`, with the cycle of every write."""
+    made = [*runs(config, seed=seed, n_random=n_random), *training_runs(config, seed=seed)]
+    return [timed_case(one, config) for one in made]
 
 
 def timed_case(run_: Run, config: ConvolutionConfig, *, latency_cycles: int = 12) -> Case:
@@ -82,6 +84,14 @@ def case_of(
     )
 
 
+def _words(written: WrittenWords, reader: int, image: np.ndarray) -> Iterator[Piece]:
+    """Elements of all walks for one reader."""
+    for walk in (walk for whose, walk in written.outputs if whose == reader):
+        for number, address in enumerate(addresses(walk).tolist(), 1):
+            content = image[address : address + walk.n_bytes].tobytes()
+            yield address, content, number == walk.n_elements
+
+
 def _budget(program: Program, config: ConvolutionConfig) -> int:
     """Cycles that are more than enough: no unit needs more than a few for a byte or a sum."""
     n_sums = sum(
@@ -126,17 +136,37 @@ def request_beats(program: Program, config: ConvolutionConfig) -> dict[str, Beat
 
 def write_beats(program: Program, maps: Mapping[str, np.ndarray], config: ConvolutionConfig) -> Beats:
     """Beats of ``o_write``, in order, of the maps' values."""
-    parts = (part for one in program.written for part in _parts(one, program, maps, config.array.columns))
+    image = _after(program, maps)
+    parts = (
+        part for one in program.written for part in _parts(one, program, maps, image, config.array.columns)
+    )
     address, content, strobes = zip(*writes(parts, config.bus_bytes), strict=True)
     data = np.frombuffer(b"".join(content), np.uint8).reshape(len(content), config.bus_bytes)
     bits = np.array([[strobe >> n & 1 for n in range(config.bus_bytes)] for strobe in strobes])
     return pack_fields([(np.array(address), config.bus_address_bits), (data, 8), (bits, 1)])
 
 
+def _after(program: Program, maps: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Memory with all lists as they end: a kernel writes each number once."""
+    image = program.memory.copy()
+    for name, place in program.lists.items():
+        place.write(image, maps[name])
+    return image
+
+
 def _parts(
-    written: Written | WrittenSums, program: Program, maps: Mapping[str, np.ndarray], lanes: int
+    written: Written | WrittenSums | WrittenWords,
+    program: Program,
+    maps: Mapping[str, np.ndarray],
+    image: np.ndarray,
+    lanes: int,
 ) -> Iterator[tuple[int, Piece]]:
-    """What the epilogue's beats of a job write: each reader's element in turn, and the mask's."""
+    """What the epilogue's beats of a job write: each reader's element in turn, and the mask's; or what a
+    kernel writes, of the lists as they are in ``image``."""
+    if isinstance(written, WrittenWords):
+        made_of = {reader: _words(written, reader, image) for reader in (0, 1)}
+        yield from ((reader, next(made_of[reader])) for reader in written.readers)
+        return
     if isinstance(written, WrittenSums):
         halves = maps[written.name].astype("<i8").view("<i2").ravel()
         beats = np.pad(halves, (0, -len(halves) % lanes)).reshape(-1, lanes).astype(np.int64)

@@ -12,7 +12,8 @@ from .config import ADDRESS_BITS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Walk:
-    """Elements by tile, row and column, the column fastest; strides in bytes, counts at least 1."""
+    """Elements by tile, row and column, the column fastest; strides in bytes, of columns also below 0; counts
+    at least 1."""
 
     base: int
     n_columns: int
@@ -33,7 +34,7 @@ class Walk:
             "base": self.base,
             "tile_stride": self.tile_stride,
             "row_stride": self.row_stride,
-            "column_stride": self.column_stride,
+            "column_stride": self.column_stride % (1 << ADDRESS_BITS),
             "n_tiles": self.n_tiles,
             "n_rows": self.n_rows,
             "n_columns": self.n_columns,

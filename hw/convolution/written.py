@@ -17,6 +17,16 @@ class Written:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class WrittenWords:
+    """What a job of the kernels writes: to lists, for one reader or the other."""
+
+    readers: tuple[int, ...]
+    """Whom each word or element is for, in order."""
+    outputs: tuple[tuple[int, Walk], ...]
+    """Reader, walk."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WrittenSums:
     """The list that is written behind an operation's last job."""
 

@@ -135,6 +135,14 @@ class Course:
         self.processor.tick(None if is_update else job)
 
 
+def readers_of(job: Timed) -> tuple[int, ...]:
+    """Whom each beat that a job gives is for, in order."""
+    if job.kernel != Kernel.UPDATE:
+        return tuple(int(one.second) for one in program(job.kernel) if one.give != Give.NOTHING) * job.count
+    every, image = job.image.per_beat, job.image
+    return (every * (0,) + image.words * (1,)) * (job.count // every)
+
+
 def replay(jobs: Sequence[Timed]) -> np.ndarray:
     """Cycle of each beat on ``o`` at full rate, from reset; the first job is taken in cycle 1."""
     course, waiting, stamps, cycle = Course(), deque(jobs), list[int](), 0

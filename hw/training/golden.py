@@ -80,7 +80,9 @@ def outputs(operation: KernelOperation, maps: Mapping[str, torch.Tensor]) -> dic
 
 
 def _updated(operation: UpdateOperation, maps: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    gradient = torch.cat([maps[name] for name in operation.gradients])
+    gradient = maps[operation.gradients[0]]
+    if not isinstance(operation.gradient, str):
+        gradient = torch.stack([maps[name][:, 0] for name in operation.gradient])
     if operation.gradient_from == Gradient.SUMS:
         gradient = gradient[:, 0]
     master, image = update(maps[operation.master], gradient, operation.job)

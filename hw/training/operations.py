@@ -25,7 +25,7 @@ class Gradient(IntEnum):
     LIST = 1
     """int32[n_channels], as :class:`NormaliseGamma` writes it."""
     MAP = 2
-    """A map of 16 bits, or several, each of one row."""
+    """A map of 16 bits, or several, each of one column."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class Update:
     shape: tuple[int, ...]
     """(channels,), or (height, width, channels) of a map's gradient: the master has one axis more."""
     gradient: str | tuple[str, ...]
-    """Several maps (1, width, channels) stand for the rows of one."""
+    """Several maps (width, 1, channels), as products of transposed maps are, stand for the rows of one."""
     gradient_from: Gradient = Gradient.SUMS
     job: UpdateJob
     image: str | None = None
@@ -76,7 +76,7 @@ class Update:
     def map_shape(self) -> tuple[int, int, int]:
         """Height, width, channels of each of ``maps``."""
         height, width, channels = self.shape
-        return height if isinstance(self.gradient, str) else 1, width, channels
+        return (height, width, channels) if isinstance(self.gradient, str) else (width, 1, channels)
 
     def lists(self) -> list[MemoryList]:
         """Those that are read or written; named weights are their layer's."""
