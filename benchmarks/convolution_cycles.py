@@ -15,8 +15,9 @@ import numpy as np
 
 from hw.config import preset
 from hw.convolution.config import convolution_config
-from hw.convolution.runs import Run, block, conv, fir
+from hw.convolution.runs import Run, block, conv, depthwise, fir
 from hw.convolution.vectors import case_of
+from hw.depthwise.layer import DepthwiseLayer
 from hw.fir.config import Map
 from hw.harness import verilated
 from hw.harness.job import judge
@@ -48,12 +49,19 @@ def single(rng: np.random.Generator) -> Iterator[Run]:
         up = Layer(height=8, width=8, n_in=n, n_out=n, stride=2, transposed=True)
         to_rgb = Layer(height=16, width=16, n_in=n, n_out=3, kernel=1)
         blur = Map(upsample=False, height=17, width=17, channels=n)
+        by_channel = DepthwiseLayer(height=16, width=16, channels=n, kernel=5, padding=2)
+        halved = replace(by_channel, kernel=3, padding=1, stride=2, out_height=8, out_width=8)
+        back = replace(halved, height=8, width=8, out_height=16, out_width=16, transposed=True, wide=True)
+        dy = {"x": rng.integers(-(1 << 15), 1 << 15, (8, 8, n))}
         for name, operation, maps in (
             ("convolution", conv("c", same, "x", rng, {"y": 8}, noise=True), x),
             ("convolution, two readers", conv("c", same, "x", rng, {"y": 8, "z": 8}), x),
             ("up-convolution", conv("c", up, "x", rng, {"y": 16}), small),
             ("blur", fir("c", blur, "x", rng, {"y": 8}, noise=True), grown),
             ("toRGB", conv("c", to_rgb, "x", rng, {"y": 16}, residual="r"), x | colours),
+            ("depthwise 5 x 5", depthwise("c", by_channel, "x", rng, {"y": 8}), x),
+            ("depthwise 3 x 3, stride 2", depthwise("c", halved, "x", rng, {"y": 8}), x),
+            ("its gradient, 16 bits", depthwise("c", back, "x", rng, {"y": 16}), dy),
         ):
             yield Run(name=f"{name}, {n} channels", operations=[operation], maps=maps)
 
