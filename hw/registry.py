@@ -19,6 +19,7 @@ from hw.fetch.config import FetchConfig, JoinConfig, SplitConfig, fetch_config
 from hw.fir.config import fir_config
 from hw.harness.job import Case
 from hw.importance.config import ImportanceConfig, head_config
+from hw.loss.config import loss_config
 from hw.pv.config import pv_config
 from hw.qk.config import SCORE_BITS, qk_config
 from hw.select.config import LocalValueConfig, RadixConfig, Semantics
@@ -328,6 +329,13 @@ BLOCKS: dict[str, Block] = {
             package="hw.training",
             component_name="Training",
             config=training_config,
+        ),
+        Block(
+            name="loss",
+            summary="gradient of label-smoothed cross entropy in a picture's scores",
+            package="hw.loss",
+            component_name="Loss",
+            config=loss_config,
         ),
         Block(
             name="convolution",

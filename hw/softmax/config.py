@@ -17,11 +17,10 @@ TABLE_BITS = 6
 MANTISSA_FRACTION_BITS = 18
 SUM_FRACTION_BITS = 28
 """An exponential's fraction bits in the row sum."""
-STORED_FRACTION_BITS = 16
-"""An exponential's fraction bits in the buffer that waits for the division."""
 RECIPROCAL_TABLE_BITS = 8
 RECIPROCAL_FRACTION_BITS = 18
 PROBABILITY_BITS = 12
+"""Of the attention core; other users may have more."""
 
 MAX_ROWS = 32
 """Rows on their way between two stages; more than a stage's latency, so that rows of one beat flow."""
@@ -42,6 +41,8 @@ class SoftmaxConfig:
     """Longest row, keys; a power of two in max(lanes, 2)..1,024."""
     score_bits: int = 36
     """Width of one signed score, bits; 8..40."""
+    probability_bits: int = PROBABILITY_BITS
+    """Width of a probability, unit 2^-probability_bits; 8..17."""
 
     def __post_init__(self) -> None:
         if self.lanes not in (1, 2, 4, 8, 16):
@@ -50,6 +51,8 @@ class SoftmaxConfig:
             raise ValueError(f"n_max must be a power of two in {max(self.lanes, 2)}..1024, not {self.n_max}")
         if not 8 <= self.score_bits <= 40:
             raise ValueError(f"score_bits must be in 8..40, not {self.score_bits}")
+        if not 8 <= self.probability_bits <= 17:
+            raise ValueError(f"probability_bits must be in 8..17, not {self.probability_bits}")
 
     @property
     def max_lines(self) -> int:
@@ -75,6 +78,11 @@ class SoftmaxConfig:
     def sum_bits(self) -> int:
         """n_max exponentials of 1.0 must fit: SUM_FRACTION_BITS + log2(n_max) + 1."""
         return SUM_FRACTION_BITS + self.n_max.bit_length()
+
+    @property
+    def stored_fraction_bits(self) -> int:
+        """An exponential's fraction bits in the buffer that waits for the division."""
+        return max(16, self.probability_bits)
 
     @property
     def maximum_latency_cycles(self) -> int:

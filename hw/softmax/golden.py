@@ -10,11 +10,9 @@ from .config import (
     EXPONENT_FRACTION_BITS,
     MANTISSA_FRACTION_BITS,
     MULTIPLIER_BITS,
-    PROBABILITY_BITS,
     RECIPROCAL_FRACTION_BITS,
     RECIPROCAL_TABLE_BITS,
     SHIFT_BITS,
-    STORED_FRACTION_BITS,
     SUM_FRACTION_BITS,
     TABLE_BITS,
     SoftmaxConfig,
@@ -28,7 +26,7 @@ class SoftmaxRows:
     """Rows of probabilities and what led to them; all tensors int64 unless stated."""
 
     probability: torch.Tensor
-    """[..., n], 0..4095, unit 2^-12."""
+    """[..., n], 0..4095, unit 2^-12; or of as many bits as the configuration has."""
     max_probability: torch.Tensor
     """[...], the probability of the row's maximum as it stands in ``probability``."""
     unrounded: torch.Tensor
@@ -44,6 +42,8 @@ def softmax(
         2^-t = 2^-(t >> 16) g(t mod 2^16), g by linear interpolation of 65 points, floored to 2^-28
         S = sum of them; r = 2^k / S with 2^k <= S < 2^(k+1), by linear interpolation of 257 points
         p = 2^-t (cut to 2^-16) r 2^-k, rounded to 2^-12, half up; 1.0 becomes 4,095
+
+    2^-12 is 2^-probability_bits; with more than 16 of them, 2^-t is cut to as many bits.
 
     The key with the largest score has t = 0 and 2^-t = 1 exactly. Larger scores never get smaller
     probabilities: every step is monotonic.
@@ -64,13 +64,14 @@ def softmax(
     exponential = exponentials(scores, multiplier, shift)
     total = exponential.sum(dim=-1)
     inverse, k = reciprocal(total)
-    stored = exponential >> (SUM_FRACTION_BITS - STORED_FRACTION_BITS)
+    stored_bits = config.stored_fraction_bits
+    stored = exponential >> (SUM_FRACTION_BITS - stored_bits)
     product = stored * inverse[..., None]
-    one = (1 << STORED_FRACTION_BITS) * inverse
-    scale = torch.exp2((-STORED_FRACTION_BITS - RECIPROCAL_FRACTION_BITS - k).to(torch.float64))
+    one = (1 << stored_bits) * inverse
+    scale = torch.exp2((-stored_bits - RECIPROCAL_FRACTION_BITS - k).to(torch.float64))
     return SoftmaxRows(
-        probability=_round(product, k[..., None]),
-        max_probability=_round(one, k),
+        probability=_round(product, k[..., None], config),
+        max_probability=_round(one, k, config),
         unrounded=product.to(torch.float64) * scale[..., None],
     )
 
@@ -102,10 +103,11 @@ def _interpolate(table, position: torch.Tensor, rest_bits: int) -> torch.Tensor:
     return points[index] - (((points[index] - points[index + 1]) * rest) >> rest_bits)
 
 
-def _round(product: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Unit 2^-(34 + k) to 2^-12, half up; 4,095 at most."""
-    half_units = product >> (STORED_FRACTION_BITS + RECIPROCAL_FRACTION_BITS - PROBABILITY_BITS - 1 + k)
-    return ((half_units + 1) >> 1).clamp(max=(1 << PROBABILITY_BITS) - 1)
+def _round(product: torch.Tensor, k: torch.Tensor, config: SoftmaxConfig) -> torch.Tensor:
+    """Unit 2^-(34 + k) to 2^-12, half up; 4,095 at most; or of as many bits as the configuration has."""
+    bits = config.probability_bits
+    half_units = product >> (config.stored_fraction_bits + RECIPROCAL_FRACTION_BITS - bits - 1 + k)
+    return ((half_units + 1) >> 1).clamp(max=(1 << bits) - 1)
 
 
 def _check(

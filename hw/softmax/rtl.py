@@ -18,11 +18,9 @@ from .config import (
     MAX_ROWS,
     MULTIPLIER_BITS,
     OUTPUT_FIFO_BEATS,
-    PROBABILITY_BITS,
     RECIPROCAL_FRACTION_BITS,
     RECIPROCAL_TABLE_BITS,
     SHIFT_BITS,
-    STORED_FRACTION_BITS,
     SUM_FRACTION_BITS,
     TABLE_BITS,
     SoftmaxConfig,
@@ -30,7 +28,6 @@ from .config import (
     reciprocal_table,
 )
 
-STORED_BITS = STORED_FRACTION_BITS + 1
 INVERSE_BITS = RECIPROCAL_FRACTION_BITS + 1
 
 
@@ -52,9 +49,9 @@ class Softmax(wiring.Component):
     -------
     i_row : stream of :func:`row_layout`, one beat a row
     i : stream of :func:`hw.stream.rtl.packed_layout` of signed scores; dense rows, 1..n_max keys
-    o_row : stream of ``max_probability`` (12 bits), one beat a row, before its division
+    o_row : stream of ``max_probability`` (``probability_bits``), one beat a row, before its division
     i_decision : stream of ``drop``, one beat a row: 1 discards the row's probabilities
-    o : stream of :func:`hw.stream.rtl.packed_layout` of 12-bit probabilities; dense rows
+    o : stream of :func:`hw.stream.rtl.packed_layout` of probabilities of ``probability_bits``; dense rows
     """
 
     def __init__(self, config: SoftmaxConfig) -> None:
@@ -63,9 +60,9 @@ class Softmax(wiring.Component):
             {
                 "i_row": In(stream.Signature(row_layout())),
                 "i": In(stream.Signature(packed_layout(config.score_bits, config.lanes))),
-                "o_row": Out(stream.Signature(data.StructLayout({"max_probability": PROBABILITY_BITS}))),
+                "o_row": Out(stream.Signature(_report_layout(config))),
                 "i_decision": In(stream.Signature(data.StructLayout({"drop": 1}))),
-                "o": Out(stream.Signature(packed_layout(PROBABILITY_BITS, config.lanes))),
+                "o": Out(stream.Signature(packed_layout(config.probability_bits, config.lanes))),
             }
         )
 
@@ -92,6 +89,11 @@ class Softmax(wiring.Component):
         wiring.connect(m, wiring.flipped(self.i_decision), divide.i_decision)
         wiring.connect(m, divide.o, wiring.flipped(self.o))
         return m
+
+
+def _report_layout(config: SoftmaxConfig) -> data.StructLayout:
+    """Payload of ``o_row``."""
+    return data.StructLayout({"max_probability": config.probability_bits})
 
 
 def _lines_signature(bits: int, config: SoftmaxConfig) -> wiring.Signature:
@@ -238,24 +240,24 @@ class _Exponentials(wiring.Component):
                 "i_row": In(stream.Signature(unsigned(row_layout().size))),
                 "i_maximum": In(stream.Signature(collected)),
                 "lines": In(_lines_signature(config.score_bits, config)),
-                "o_row": Out(stream.Signature(data.StructLayout({"max_probability": PROBABILITY_BITS}))),
+                "o_row": Out(stream.Signature(_report_layout(config))),
                 "o_shape": Out(stream.Signature(data.StructLayout(_shape_layout(config)))),
                 "o_inverse": Out(stream.Signature(_inverse_layout(config))),
-                "lines_out": Out(_lines_signature(STORED_BITS, config)),
+                "lines_out": Out(_lines_signature(config.stored_fraction_bits + 1, config)),
             }
         )
 
     def elaborate(self, platform) -> Module:
         m = Module()
         cfg = self.config
-        m.submodules.ring = ring = _Ring(STORED_BITS, cfg)
+        m.submodules.ring = ring = _Ring(cfg.stored_fraction_bits + 1, cfg)
         wiring.connect(m, wiring.flipped(self.lines_out), ring.lines)
         shape_bits = data.StructLayout(_shape_layout(cfg)).size
         m.submodules.shapes = shapes = Fifo(FifoConfig(width_bits=shape_bits, depth=MAX_ROWS))
         m.submodules.inverses = inverses = Fifo(
             FifoConfig(width_bits=_inverse_layout(cfg).size, depth=MAX_ROWS)
         )
-        m.submodules.reports = reports = Fifo(FifoConfig(width_bits=PROBABILITY_BITS, depth=MAX_ROWS))
+        m.submodules.reports = reports = Fifo(FifoConfig(width_bits=cfg.probability_bits, depth=MAX_ROWS))
         for fifo, out in ((shapes, self.o_shape), (inverses, self.o_inverse), (reports, self.o_row)):
             m.d.comb += [
                 Value.cast(out.payload).eq(fifo.o.payload),
@@ -320,7 +322,7 @@ class _Exponentials(wiring.Component):
             score = self.lines.data.word_select(lane, cfg.score_bits).as_signed()
             e = _exponential(m, lane, score, maximum, shift1, shift2, multiplier, inside[lane], cfg)
             exponentials.append(e)
-        cut = SUM_FRACTION_BITS - STORED_FRACTION_BITS
+        cut = SUM_FRACTION_BITS - cfg.stored_fraction_bits
         m.d.comb += [
             ring.write.eq(valid),
             ring.w_data.eq(Cat(e[cut:] for e in exponentials)),
@@ -339,11 +341,11 @@ class _Exponentials(wiring.Component):
 
         inverse, power = _reciprocal(m, total, cfg)
         done = _delay(m, total_valid, 5, "inverse_valid", resets=True)
-        one = Signal(PROBABILITY_BITS + 2, name="one")
+        one = Signal(cfg.probability_bits + 2, name="one")
         m.d.comb += [
-            one.eq(inverse >> (RECIPROCAL_FRACTION_BITS - PROBABILITY_BITS - 1 + power)),
+            one.eq(inverse >> (RECIPROCAL_FRACTION_BITS - cfg.probability_bits - 1 + power)),
             reports.i.valid.eq(done),
-            reports.i.payload.eq(_rounded(one)),
+            reports.i.payload.eq(_rounded(one, cfg)),
             inverses.i.valid.eq(done),
             inverses.i.payload.eq(Cat(inverse, power)),
         ]
@@ -474,15 +476,15 @@ class _Divide(wiring.Component):
                 "i_shape": In(stream.Signature(data.StructLayout(_shape_layout(config)))),
                 "i_inverse": In(stream.Signature(_inverse_layout(config))),
                 "i_decision": In(stream.Signature(data.StructLayout({"drop": 1}))),
-                "lines": In(_lines_signature(STORED_BITS, config)),
-                "o": Out(stream.Signature(packed_layout(PROBABILITY_BITS, config.lanes))),
+                "lines": In(_lines_signature(config.stored_fraction_bits + 1, config)),
+                "o": Out(stream.Signature(packed_layout(config.probability_bits, config.lanes))),
             }
         )
 
     def elaborate(self, platform) -> Module:
         m = Module()
         cfg = self.config
-        out_layout = packed_layout(PROBABILITY_BITS, cfg.lanes)
+        out_layout = packed_layout(cfg.probability_bits, cfg.lanes)
         m.submodules.fifo = fifo = Fifo(FifoConfig(width_bits=out_layout.size, depth=OUTPUT_FIFO_BEATS))
         m.d.comb += [
             Value.cast(self.o.payload).eq(fifo.o.payload),
@@ -527,17 +529,18 @@ class _Divide(wiring.Component):
         power = _delay(m, power, 3, "row_power")
         o = Signal(out_layout, name="probabilities")
         low_bits = INVERSE_BITS // 2
-        product_bits = STORED_BITS + INVERSE_BITS
-        cut = STORED_FRACTION_BITS + RECIPROCAL_FRACTION_BITS - PROBABILITY_BITS - 1
+        stored_bits = cfg.stored_fraction_bits + 1
+        product_bits = stored_bits + INVERSE_BITS
+        cut = cfg.stored_fraction_bits + RECIPROCAL_FRACTION_BITS - cfg.probability_bits - 1
         for lane in range(cfg.lanes):
-            e = self.lines.data.word_select(lane, STORED_BITS)
+            e = self.lines.data.word_select(lane, stored_bits)
             low, high, product, halves = (
                 Signal(bits, name=f"{name}{lane}", reset_less=True)
                 for name, bits in (
-                    ("low", STORED_BITS + low_bits),
+                    ("low", stored_bits + low_bits),
                     ("high", product_bits - low_bits),
                     ("product", product_bits),
-                    ("halves", PROBABILITY_BITS + 2),
+                    ("halves", cfg.probability_bits + 2),
                 )
             )
             m.d.sync += [
@@ -546,7 +549,7 @@ class _Divide(wiring.Component):
                 product.eq(low + (high << low_bits)),
                 halves.eq(product >> (cut + power)),
             ]
-            m.d.comb += o.data[lane].eq(_rounded(halves))
+            m.d.comb += o.data[lane].eq(_rounded(halves, cfg))
         m.d.comb += [
             o.count.eq(count),
             o.last.eq(last),
@@ -556,11 +559,11 @@ class _Divide(wiring.Component):
         return m
 
 
-def _rounded(halves: Signal) -> Value:
-    """Units of 2^-13 to 2^-12, half up; 1.0 becomes 4,095."""
+def _rounded(halves: Signal, config: SoftmaxConfig) -> Value:
+    """Half units to units, half up; 1.0 becomes one unit less."""
     units = (halves + 1) >> 1
-    largest = (1 << PROBABILITY_BITS) - 1
-    return Mux(units > largest, largest, units)[:PROBABILITY_BITS]
+    largest = (1 << config.probability_bits) - 1
+    return Mux(units > largest, largest, units)[: config.probability_bits]
 
 
 def _delay(m: Module, value, cycles: int, name: str, *, resets: bool = False):

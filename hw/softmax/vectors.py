@@ -9,7 +9,7 @@ import torch
 
 from hw.harness.job import Beats, Case, pack_fields
 
-from .config import MULTIPLIER_BITS, PROBABILITY_BITS, SHIFT_BITS, SoftmaxConfig, row_scale
+from .config import MULTIPLIER_BITS, SHIFT_BITS, SoftmaxConfig, row_scale
 from .cycles import replay
 from .golden import softmax
 
@@ -98,8 +98,10 @@ def case(name: str, rows: Sequence[Row], config: SoftmaxConfig) -> Case:
             "i_decision": pack_fields([(np.array([r.drop for r in rows]), 1)]),
         },
         expected={
-            "o_row": pack_fields([(np.array([int(r.max_probability) for r in results]), PROBABILITY_BITS)]),
-            "o": dense_beats(kept, PROBABILITY_BITS, config.lanes),
+            "o_row": pack_fields(
+                [(np.array([int(r.max_probability) for r in results]), config.probability_bits)]
+            ),
+            "o": dense_beats(kept, config.probability_bits, config.lanes),
         },
         expected_cycles={"o_row": row_cycles, "o": output_cycles},
         max_cycles=int(row_cycles[-1]) + int(output_cycles.max(initial=0)) + 100,

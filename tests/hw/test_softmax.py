@@ -24,6 +24,7 @@ BUILT = [
     SMALL,
     SoftmaxConfig(lanes=1, n_max=8, score_bits=12),
     SoftmaxConfig(lanes=4, n_max=32, score_bits=40),
+    SoftmaxConfig(lanes=2, n_max=16, score_bits=16, probability_bits=17),
 ]
 
 UNROUNDED_BOUND = 11.5 * 2.0**-18
@@ -200,6 +201,7 @@ def test_mutant_is_caught(name, old, new):
         ({"n_max": 4}, "n_max must be a power of two in 8..1024, not 4"),
         ({"score_bits": 7}, "score_bits must be in 8..40, not 7"),
         ({"score_bits": 41}, "score_bits must be in 8..40, not 41"),
+        ({"probability_bits": 18}, "probability_bits must be in 8..17, not 18"),
     ],
 )
 def test_rejects_bad_config(changes, message):
