@@ -212,7 +212,8 @@ def search(
 @gan_app.command()
 def gan(
     only: Annotated[
-        list[str] | None, typer.Option(help="emoji, emoji-no-r1, fashion or anycost; repeatable.")
+        list[str] | None,
+        typer.Option(help="emoji, emoji-no-r1, emoji-animals, fashion or anycost; repeatable."),
     ] = None,
     device: Device = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
@@ -224,8 +225,8 @@ def gan(
 ) -> None:
     """DiffAugment on few pictures and Anycost GAN's sub-generators, trained here: tables and plots.
 
-    Finished cases are reused, interrupted ones go on. Minutes on one core: emoji and emoji-no-r1 40 each,
-    fashion 35, anycost 60.
+    Finished cases are reused, interrupted ones go on. Minutes on one core: the three of
+    emoji 40 each, fashion 35, anycost 60.
     """
     with user_input():
         from benchmarks.gan.experiments import check_names, run_experiments

@@ -40,6 +40,7 @@ from benchmarks.runner import collect_provenance
 TITLES = {
     "emoji": "100 emoji faces",
     "emoji-no-r1": "100 emoji faces, without R1",
+    "emoji-animals": "100 emoji animals",
     "fashion": "Fashion-MNIST, class-conditional",
     "anycost": "Anycost GAN",
 }

@@ -54,7 +54,10 @@ def cheap(monkeypatch):
         monkeypatch.setattr(module, "load_images", images)
     for module in (training, elastic):
         monkeypatch.setattr(module, "N_FAKES", 10)
-    setups = {"emoji": EMOJI, "emoji-no-r1": replace(EMOJI, r1_weight=0.0), "fashion": FASHION}
+    setups = {
+        "emoji": EMOJI, "emoji-no-r1": replace(EMOJI, r1_weight=0.0),
+        "emoji-animals": replace(EMOJI, data="emoji-animals"), "fashion": FASHION,
+    }  # fmt: skip
     for name, setup in setups.items():
         monkeypatch.setitem(few_shot.SETUPS, name, setup)
     monkeypatch.setattr(elastic, "Setup", lambda device: replace(ANYCOST, device=device))
@@ -138,6 +141,7 @@ def test_everything_with_one_command(tmp_path):
         "summary.json", "gan.md", "emoji.csv", "fashion.csv", "anycost.csv", "emoji.png", "emoji_samples.png",
         "fashion.png", "anycost.png", "anycost_preview.png",
         "emoji-no-r1.csv", "emoji-no-r1.png", "emoji-no-r1_samples.png",
+        "emoji-animals.csv", "emoji-animals.png", "emoji-animals_samples.png",
     }  # fmt: skip
     for name in written:
         if name.endswith(".png"):
@@ -216,7 +220,10 @@ def test_gains_are_paired_by_seed():
 
 def test_bad_input_is_one_line(tmp_path):
     for arguments, message in (
-        (["--only", "faces"], "--only must be one of emoji, emoji-no-r1, fashion, anycost, not 'faces'"),
+        (
+            ["--only", "faces"],
+            "--only must be one of emoji, emoji-no-r1, emoji-animals, fashion, anycost, not 'faces'",
+        ),
         (["--only", "emoji", "--device", "tpu"], "device must be cpu or cuda, not 'tpu'"),
     ):
         result = run(*arguments, "--out", tmp_path)
