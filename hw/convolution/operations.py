@@ -382,8 +382,14 @@ def _gradient(operation: KernelOperation) -> dict[str, MapShape]:
 
 def lists_of(operations: Sequence[Operation]) -> dict[str, MemoryList]:
     """All lists that have a name; ValueError where two operations want one differently, see
-    :func:`.lists.merged`."""
-    return merged(of for operation in operations for of in operation.lists())
+    :func:`.lists.merged`, or one updates weights that no other one has."""
+    known = merged(of for operation in operations for of in operation.lists())
+    for operation in operations:
+        if isinstance(operation, Update) and operation.image is not None and operation.image not in known:
+            raise ValueError(
+                f"{operation.name}: image {operation.image!r} must be a list of another operation"
+            )
+    return known
 
 
 def checked(operations: Sequence[Operation], given: Collection[str]) -> dict[str, MapShape]:
