@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.cli_common import Device, print_fields, user_input
+from benchmarks.cli_common import PRESET_HELP, Device, print_fields, user_input
 
 train_app = typer.Typer(no_args_is_help=True, help="Fine-tune with pruning and quantisation switched on.")
 
@@ -286,29 +286,36 @@ def block(
     data: Annotated[str, typer.Option(help=DATA_HELP)] = "emoji-animals",
     resolution: Annotated[int, typer.Option(help="Pixels of a picture's side: 16, 32, 64 or 128.")] = 128,
     pictures: Annotated[int, typer.Option(min=1, help="Drawn with the seed, trained on in turn.")] = 8,
+    method: Annotated[str, typer.Option(help="bias, or lite+bias: with a new lite module.")] = "bias",
     norm: Annotated[
         str, typer.Option(help="affine (batch norms, frozen), or group in their place.")
     ] = "affine",
     steps: Annotated[int, typer.Option(min=1, help="Of one picture each.")] = 200,
-    rate: Annotated[float, typer.Option(help="Of gradient descent.")] = 0.01,
+    rate: Annotated[float, typer.Option(help="Of gradient descent, for biases.")] = 0.01,
+    weight_rate: Annotated[float, typer.Option(help="For a lite module's weights and scales.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    rtl_steps: Annotated[int, typer.Option(min=0, help="Run so many in Verilog as well.")] = 0,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
     out: Annotated[Path, typer.Option(help="Folder of the losses and their curve.")] = Path(
         "results/train/block"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """The biases of one block by the convolution core's integers, beside float.
+    """One block by the convolution core's integers, beside float.
 
     The block learns to make of darkened pictures what it made of the pictures as they were.
     """
     with user_input():
         from benchmarks.tinytl.block import prepare_block
+        from hw.config import preset as chip_of
         from sim.driver.training import Descent
 
+        descent = Descent(rate=rate, momentum=momentum, weight_rate=weight_rate)
         task = prepare_block(
-            index, data, resolution, pictures, norm, Descent(rate=rate, momentum=momentum), steps, seed, out
-        )
+            index, data, resolution, pictures, method, norm, descent, steps, seed, chip_of(preset), rtl_steps,
+            out,
+        )  # fmt: skip
     _train(task, as_json=as_json)
 
 

@@ -6,16 +6,19 @@ steps of activations and gradients follow from ranges that are measured once, be
 range shrinks while the loss falls, so what was calibrated hardly saturates.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from algo.tinytl.architecture import GROUP_CHANNELS, NORM_EPSILON
-from algo.tinytl.functional import padding_of
-from algo.tinytl.network import Bottleneck, Unit
+from algo.tinytl.architecture import GROUP_CHANNELS, LITE_GROUPS, NORM_EPSILON
+from algo.tinytl.functional import conv, padding_of, relu
+from algo.tinytl.network import Bottleneck, Conv, Lite, Unit
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +27,10 @@ TOP = 6.0
 WEIGHT_LIMIT = ACTIVATION_LIMIT = 127
 HEADROOM = 1.25
 """Room above the largest activation seen: biases will move."""
+WEIGHT_HEADROOM = 2.0
+"""Room above the largest trained weight."""
+LITE_SCALE = 1.0
+"""Scale of a lite module's second norm that gradients are calibrated for: they grow with it."""
 TINY = 1e-12
 """Stands for the range of what is always 0."""
 
@@ -71,11 +78,11 @@ class UnitRecord:
     """Value of one unit of the weights, by output: float64[n_out]."""
     bias: Floats
     """float64[n_out], where training begins."""
-    clipped: bool
-    """Whether ReLU6 follows."""
+    top: float | None
+    """Of what follows: 6 of ReLU6, infinity of ReLU; None: nothing."""
     in_step: float
     out_step: float
-    """Value of one unit of the map read (8 bits) and written (8 bits if clipped, else 16)."""
+    """Value of one unit of the map read and of the map written, both of 8 bits; 0 if 16 are written."""
     peak: float
     """Of u, of the bias and of what it is added to."""
     gradient_peaks: Floats
@@ -95,6 +102,25 @@ class UnitRecord:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class LiteRecord:
+    """A lite residual module: mean pooling, two convolutions with group norms, enlargement by two.
+
+    All is trained but the second norm's bias. Its scale, which begins at 0, stands apart: the second unit's
+    output is the normed map at scale 1, and ranges of gradients are those at a scale of :data:`LITE_SCALE`.
+    """
+
+    units: tuple[UnitRecord, UnitRecord]
+    """Weights dense: 0 from one group to the other. One step for all of a unit's weights, with room above."""
+    scale: Floats
+    """Of the second norm: float64[c_out]."""
+    weight_gradient_peaks: tuple[float, float]
+    enlarged_gradient_peak: float
+    """Of the gradient of what is enlarged."""
+    pooled_gradient_peak: float
+    """Of that of the pooled input."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BlockRecord:
     """One inverted bottleneck: expansion or none, depthwise convolution, projection; see :func:`quantise`."""
 
@@ -104,6 +130,7 @@ class BlockRecord:
     """Of output, target and, with a shortcut, input, which are stored in equal steps of 16 bits."""
     in_gradient_peak: float
     """Of the gradient of the input."""
+    lite: "LiteRecord | None"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,32 +179,49 @@ def loss_of(out: Tensor, target: Tensor) -> Tensor:
 def quantise(block: Bottleneck, examples: Examples) -> BlockRecord:
     """Weights in 8 bits, ranges over all examples.
 
-    ValueError for a block with a lite module, for maps that are not square, or for examples of another shape
-    than the block's.
+    ValueError for maps that are not square or for examples of another shape than the block's; for a lite
+    module whose weights are standardised (see :func:`released`) or whose output is not half the block's.
     """
     _check(block, examples)
     trace = _traced(block, examples)
-    shortcut = block.block.has_shortcut
-    wide = [trace.out, examples.targets, *([examples.inputs] if shortcut else [])]
-    in_steps = [_peak(examples.inputs) / ACTIVATION_LIMIT, *(_step(v.x) for v in trace.units[1:]), 0.0]
+    shortcut, lite = block.block.has_shortcut, block.lite is not None
+    wide = [trace.out, trace.units[-1].u, examples.targets, *([examples.inputs] if shortcut or lite else [])]
+    in_steps = [_peak(examples.inputs) / ACTIVATION_LIMIT, *(_step(v.x, TOP) for v in trace.units[1:]), 0.0]
     units = zip(units_of(block), trace.units, in_steps, in_steps[1:], strict=False)
     return BlockRecord(
         units=tuple(_unit(*named, values, *steps) for named, values, *steps in units),
         shortcut=shortcut,
         out_peak=max(map(_peak, wide)),
         in_gradient_peak=_peak(trace.in_gradient),
+        lite=_lite(block.lite, examples, trace) if block.lite else None,
     )
 
 
+@torch.no_grad()
+def released(block: Bottleneck) -> Bottleneck:
+    """The block, its lite module's weights standardised once, to be trained as they are."""
+    for of in (block.lite.conv1, block.lite.conv2) if block.lite else ():
+        of.weight.copy_(of.kernel())
+        of.standardise = False
+    return block
+
+
 def _check(block: Bottleneck, examples: Examples) -> None:
-    if block.lite is not None:
-        raise ValueError("a quantised block must be without lite module")
     for name, maps, channels in (
         ("inputs", examples.inputs, block.block.c_in),
         ("targets", examples.targets, block.block.c_out),
     ):
         if maps.dim() != 4 or maps.shape[1] != channels or maps.shape[2] != maps.shape[3] or not len(maps):
             raise ValueError(f"{name} must be float[N, {channels}, H, H], not {list(maps.shape)}")
+    if block.lite is None:
+        return
+    if block.lite.conv1.standardise or block.lite.conv2.standardise:
+        raise ValueError("weights of a quantised lite module must not be standardised")
+    size, multiple = examples.inputs.shape[-1], 2 * block.block.stride
+    if size % multiple:
+        raise ValueError(
+            f"inputs must be a multiple of {multiple} pixels wide with a lite module, not {size}"
+        )
 
 
 def _traced(block: Bottleneck, examples: Examples) -> _Trace:
@@ -189,6 +233,8 @@ def _traced(block: Bottleneck, examples: Examples) -> _Trace:
         made.append((value, z, u))
         value = u.clamp(0, TOP) if unit.act else u
     out = value + x if block.block.has_shortcut else value
+    if block.lite:
+        out = out + block.lite(x, out.shape[-1])
     loss = (out - examples.targets).square().sum() / 2
     wanted = [x, *(v for _, z, u in made for v in (z, u))]
     in_gradient, *gradients = torch.autograd.grad(loss, wanted)
@@ -203,28 +249,86 @@ def _traced(block: Bottleneck, examples: Examples) -> _Trace:
 
 
 def _unit(name: str, unit: Unit, v: _Values, in_step: float, out_step: float) -> UnitRecord:
-    kernel, grouped = unit.conv.weight.shape[-1], unit.norm.kind == "group"
-    scale, bias = unit.norm.weight.detach().double(), unit.norm.bias.detach().double()
+    grouped, scale = unit.norm.kind == "group", unit.norm.weight.detach().double()
     weight = unit.conv.kernel().detach().double()
     weights, steps = _rounded(weight if grouped else weight * scale[:, None, None, None])
-    parts = v.u, bias, v.u - bias[:, None, None], torch.tensor(TOP if unit.act else 0.0)
+    return _record(
+        name, unit.conv, v, weights=weights, steps=steps, bias=unit.norm.bias,
+        top=TOP if unit.act else None, in_step=in_step, out_step=out_step,
+        norm=_norm(v, scale) if grouped else None,
+    )  # fmt: skip
+
+
+def _record(name: str, of: Conv, v: _Values, *, bias: Tensor, top: float | None, **more: Any) -> UnitRecord:
+    bias, kernel, size = bias.detach().double(), of.weight.shape[-1], v.x.shape[-1]
+    parts = v.u, bias, v.u - bias[:, None, None], torch.tensor(TOP if top == TOP else 0.0)
     return UnitRecord(
         name=name,
-        depthwise=unit.conv.groups > 1,
-        in_size=v.x.shape[-1],
+        depthwise=of.groups == len(of.weight),
+        in_size=size,
         out_size=v.u.shape[-1],
         kernel=kernel,
-        stride=unit.conv.stride,
-        padding=padding_of(v.x.shape[-1], kernel, unit.conv.stride, unit.conv.padding)[0],
-        weights=weights,
-        steps=steps,
+        stride=of.stride,
+        padding=padding_of(size, kernel, of.stride, of.padding)[0],
         bias=bias.numpy(),
-        clipped=unit.act,
-        in_step=in_step,
-        out_step=out_step,
+        top=top,
         peak=max(map(_peak, parts)),
         gradient_peaks=_peaks(v.u_gradient),
-        norm=_norm(v, scale) if grouped else None,
+        **more,
+    )
+
+
+def _lite(lite: Lite, examples: Examples, trace: _Trace) -> LiteRecord:
+    """Forward as it is; backward from the block's gradient with the second norm's scale at LITE_SCALE."""
+    x = F.avg_pool2d(examples.inputs.detach(), 2).requires_grad_()
+    weights = [of.weight.detach().clone().requires_grad_() for of in (lite.conv1, lite.conv2)]
+    with torch.enable_grad():
+        z1 = conv(x, weights[0], lite.conv1.stride, LITE_GROUPS, "symmetric")
+        u1 = lite.norm1(z1)
+        a1 = relu(u1)
+        z2 = F.conv2d(a1, weights[1])
+        u2 = F.group_norm(z2, z2.shape[1] // GROUP_CHANNELS, eps=NORM_EPSILON)
+        enlarged = F.interpolate(u2, scale_factor=2, mode="bilinear", align_corners=False)
+        gradient = LITE_SCALE * trace.units[-1].u_gradient
+        maps = [x, z1, u1, z2, u2]
+        of_x, *of_maps, of_u2 = torch.autograd.grad(enlarged, maps, gradient, retain_graph=True)
+        of_weights = [
+            torch.autograd.grad(enlarged, weights, gradient * here[:, None, None, None], retain_graph=True)
+            for here in torch.eye(len(x))
+        ]
+    first = _Values(x=x.detach(), z=z1.detach(), u=u1.detach(), z_gradient=of_maps[0], u_gradient=of_maps[1])
+    second = _Values(x=a1.detach(), z=z2.detach(), u=u2.detach(), z_gradient=of_maps[2], u_gradient=of_u2)
+    ones, out_step = torch.ones(len(u2[0]), dtype=torch.float64), _step(second.x, math.inf)
+    integers = [
+        _rounded_together(dense(w.detach().double(), g))
+        for w, g in zip(weights, (LITE_GROUPS, 1), strict=True)
+    ]
+    return LiteRecord(
+        units=(
+            _record(
+                "lite.conv1", lite.conv1, first, weights=integers[0][0], steps=integers[0][1],
+                bias=lite.norm1.bias, top=math.inf, in_step=_peak(x) / ACTIVATION_LIMIT, out_step=out_step,
+                norm=_norm(first, lite.norm1.weight.detach().double()),
+            ),
+            _record(
+                "lite.conv2", lite.conv2, second, weights=integers[1][0], steps=integers[1][1],
+                bias=0 * ones, top=None, in_step=out_step, out_step=0.0, norm=_norm(second, ones),
+            ),
+        ),
+        scale=lite.norm2.weight.detach().double().numpy(),
+        weight_gradient_peaks=(max(_peak(g[0]) for g in of_weights), max(_peak(g[1]) for g in of_weights)),
+        enlarged_gradient_peak=_peak(of_u2) / LITE_SCALE,
+        pooled_gradient_peak=_peak(of_x),
+    )  # fmt: skip
+
+
+def dense(weight: Tensor, groups: int) -> Tensor:
+    """The weights [n_out, n_in, k, k] of one group that do the same as those of several."""
+    return torch.cat(
+        [
+            F.pad(part, (0, 0, 0, 0, n * part.shape[1], (groups - 1 - n) * part.shape[1]))
+            for n, part in enumerate(weight.chunk(groups))
+        ]
     )
 
 
@@ -250,9 +354,15 @@ def _rounded(weight: Tensor) -> tuple[NDArray[np.int8], Floats]:
     return (weight / steps[:, None, None, None]).round().to(torch.int8).numpy(), steps.numpy()
 
 
-def _step(x: Tensor) -> float:
-    """Of a map behind ReLU6, 0..127."""
-    return min(TOP, HEADROOM * _peak(x)) / ACTIVATION_LIMIT
+def _rounded_together(weight: Tensor) -> tuple[NDArray[np.int8], Floats]:
+    """int8 of one step, given for each output."""
+    step = WEIGHT_HEADROOM * _peak(weight) / WEIGHT_LIMIT
+    return (weight / step).round().to(torch.int8).numpy(), np.full(len(weight), step)
+
+
+def _step(x: Tensor, top: float) -> float:
+    """Of a map behind ReLU6 or ReLU, 0..127."""
+    return min(top, HEADROOM * _peak(x)) / ACTIVATION_LIMIT
 
 
 def _peaks(x: Tensor) -> Floats:

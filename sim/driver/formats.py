@@ -74,6 +74,17 @@ def distance_unit(record: BlockRecord) -> float:
     return out_step(record) / (1 << WIDE_SHIFT)
 
 
+def out_gradient_step(record: BlockRecord) -> float:
+    """Of the map of the gradient of the output, which is the distance to the target."""
+    return float(record.units[-1].gradient_peaks.max()) / (FILL * WIDE_LIMIT)
+
+
+def in_gradient_shift(record: BlockRecord) -> int:
+    """From that map to values of the gradient of the input."""
+    room = FILL * VALUE_LIMIT * out_gradient_step(record) / record.in_gradient_peak
+    return _within(_bits(room), MAX_SIDE_SHIFT)
+
+
 def in_gradient_step(record: BlockRecord) -> float:
     """Of the map of the gradient of the input."""
     return record.in_gradient_peak / (FILL * WIDE_LIMIT)

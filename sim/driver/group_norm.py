@@ -6,18 +6,29 @@ that normalises them. Backward, a pass over the gradient g of the normed map sum
 g; a kernel makes the tables of two passes whose sum is the gradient of z: one over z, one over scale g.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from algo.tinytl.quantise import UnitRecord
 from hw.convolution.operations import Epilogue, Operation, Output, Reduce
 from hw.epilogue.config import Reduction
-from hw.training.operations import Normalise, NormaliseBackward
-from sim.driver.formats import GAMMA_UNIT, WIDE_SHIFT, norm_format, norm_of, weighted_step
+from hw.training.config import GAMMA_FRACTION_BITS
+from hw.training.operations import Normalise, NormaliseBackward, NormaliseGamma
+from sim.driver.formats import (
+    GAMMA_UNIT,
+    MASTER_SHIFT,
+    NORM_UNIT,
+    WIDE_SHIFT,
+    norm_format,
+    norm_of,
+    weighted_step,
+)
 from sim.driver.passes import pass_over
-from sim.driver.words import multiplier_of, output_of
+from sim.driver.words import Floats, multiplier_of, output_of
 
 
 def sums_epilogue(unit: UnitRecord) -> Epilogue:
@@ -33,8 +44,11 @@ def sums_epilogue(unit: UnitRecord) -> Epilogue:
     )
 
 
-def forward(unit: UnitRecord, beta: str, ended: Mapping[str, Any]) -> list[Operation]:
-    """From the sums to u; ``ended``: fields of the epilogue that follow, with the name of its table."""
+def forward(unit: UnitRecord, beta: str, ended: Mapping[str, Any], *, scaled: bool = True) -> list[Operation]:
+    """From the sums to u; ``ended``: fields of the epilogue that follow, with the name of its table.
+
+    Unless ``scaled`` the scale is 1.
+    """
     of = norm_format(unit)
     signs = np.where(norm_of(unit).scale < 0, -1, 1).astype(np.int8)
     return [
@@ -45,22 +59,31 @@ def forward(unit: UnitRecord, beta: str, ended: Mapping[str, Any]) -> list[Opera
             table=ended["named_table"],
             state=_state(unit),
             beta=beta,
-            gamma=f"{unit.name}.scale",
-            gamma_start=np.rint(norm_of(unit).scale / GAMMA_UNIT).astype(np.int64),
+            gamma=scale_master(unit) if scaled else None,
+            gamma_start=scale_start(norm_of(unit).scale) if scaled else None,
+            beta_start=np.rint(unit.bias / (NORM_UNIT / (1 << MASTER_SHIFT))).astype(np.int64),
             job=of.forward,
         ),
         pass_over(_z(unit), unit, name=f"{unit.name}.normed", signs=signs, **{"shift": of.shift, **ended}),
     ]
 
 
-def backward(unit: UnitRecord, *, further: bool) -> list[Operation]:
+def backward(
+    unit: UnitRecord, *, further: bool, trained: bool = False, more: tuple[Output, ...] = ()
+) -> list[Operation]:
     """From the map ``NAME.gradient`` of u to the sums for bias and scale and, ``further``, to the map
-    ``NAME.back`` for the convolution's adjoint."""
+    ``NAME.back`` for the convolution's adjoint and those of ``more`` outputs. A ``trained`` scale is in the
+    table ``NAME.scaled.table``."""
     of, norm = norm_format(unit), norm_of(unit)
     name, sums = f"{unit.name}.scaled", f"{unit.name}.sums"
     scaled = norm.scale * of.gradient_step / of.scaled_step / (1 << WIDE_SHIFT)
+    output = output_of(name, 16, scaled)
+    if trained:
+        up = round(math.log2(of.scaled_step / of.gradient_step))
+        output = scale_output(name, norm.scale, up + WIDE_SHIFT)
     products = pass_over(
-        f"{unit.name}.gradient", unit, name=name, product=_z(unit), outputs=(output_of(name, 16, scaled),),
+        f"{unit.name}.gradient", unit, name=name, product=_z(unit), outputs=(output,),
+        named_table=scaled_table(unit) if trained else None,
         reduce=Reduce(name=sums, shift=WIDE_SHIFT, kind=Reduction.PRODUCT),
     )  # fmt: skip
     if not further:
@@ -83,10 +106,39 @@ def backward(unit: UnitRecord, *, further: bool) -> list[Operation]:
         pass_over(_z(unit), unit, name=slope.name, outputs=(slope,), named_table=f"{unit.name}.slope.table"),
         pass_over(
             name, unit, name=f"{unit.name}.back", shift=of.back_shift, residual=slope.name,
-            side_shift=of.side_shift, outputs=(output_of(f"{unit.name}.back", 16, weighted),),
+            side_shift=of.side_shift, outputs=(output_of(f"{unit.name}.back", 16, weighted), *more),
             named_table=f"{unit.name}.back.table",
         ),
     ]  # fmt: skip
+
+
+def scale_gradient(unit: UnitRecord, sums: str) -> NormaliseGamma:
+    """List ``NAME.scale.gradient`` from the sums of g and g z."""
+    return NormaliseGamma(
+        name=f"{unit.name}.normalise.scale", channels=unit.n_out, sums=sums, state=_state(unit),
+        gradient=f"{unit.name}.scale.gradient",
+    )  # fmt: skip
+
+
+def scale_output(name: str, scale: Floats, shift: int) -> Output:
+    """Values times a scale in the format of the kernels, 2^-``shift`` of them: what an update's image is."""
+    integers = np.rint(scale * (1 << GAMMA_FRACTION_BITS)).astype(np.int16)
+    return Output(name=name, bits=16, scale=integers, shift=GAMMA_FRACTION_BITS + shift)
+
+
+def scale_start(scale: Floats) -> NDArray[np.int64]:
+    """A scale in 32 bits."""
+    return np.rint(scale / GAMMA_UNIT).astype(np.int64)
+
+
+def scale_master(unit: UnitRecord) -> str:
+    """List of the scale in 32 bits."""
+    return f"{unit.name}.scale"
+
+
+def scaled_table(unit: UnitRecord) -> str:
+    """Table whose reader's scale is a trained scale."""
+    return f"{unit.name}.scaled.table"
 
 
 def _z(unit: UnitRecord) -> str:

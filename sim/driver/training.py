@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algo.tinytl.quantise import TOP, BlockRecord, UnitRecord
+from algo.tinytl.quantise import BlockRecord, UnitRecord
 from hw.convolution.operations import Conv, Depthwise, Epilogue, Operation, Output, Reduce, lists_of
 from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import Activation
@@ -27,16 +27,18 @@ from hw.systolic.layer import Layer
 from hw.training.config import Image
 from hw.training.config import Update as Job
 from hw.training.operations import Update
-from sim.driver import group_norm
+from sim.driver import group_norm, lite
 from sim.driver.formats import (
     MASTER_SHIFT,
     REDUCE_SHIFT,
     WIDE_SHIFT,
     distance_unit,
     gradient_unit,
+    in_gradient_shift,
     in_gradient_step,
     master_unit,
     norm_format,
+    out_gradient_step,
     out_step,
     side_shift,
     value_unit,
@@ -48,7 +50,9 @@ from sim.driver.words import Floats, bias_of, multiplier_of, output_of
 INPUT, WIDE_INPUT, TARGET, OUTPUT = "x", "x.wide", "minus target", "y"
 """Maps that are given (8, 16 and 16 bits; the target with its sign changed), and what the block makes."""
 IN_GRADIENT, OUT_GRADIENT = f"{INPUT}.gradient", f"{OUTPUT}.gradient"
-"""Of the block's input; of its output, in the same unit."""
+"""Maps of the gradients of the block's input and output."""
+MAIN_OUTPUT, MAIN_IN_GRADIENT = f"{OUTPUT}.main", f"{IN_GRADIENT}.main"
+"""Output and gradient of the input without the lite module's share."""
 DISTANCE = "distance"
 """List of the sums over the distance to the target and over its squares."""
 
@@ -58,14 +62,23 @@ class Descent:
     """Gradient descent with momentum; ValueError where a number is out of range."""
 
     rate: float
+    """Of biases."""
     momentum: float = 0.9
     """0..1 without 1."""
+    weight_rate: float = 0.01
+    """Of a lite module's weights and scales."""
 
     def __post_init__(self) -> None:
-        if not self.rate > 0:
-            raise ValueError(f"rate must be above 0, not {self.rate}")
+        for name in ("rate", "weight_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in 0..1 without 1, not {self.momentum}")
+
+    @property
+    def factor(self) -> int:
+        """The momentum in units of 2^-16."""
+        return min(round(self.momentum * (1 << 16)), (1 << 16) - 1)
 
 
 def operations(record: BlockRecord, descent: Descent, *, input_gradient: bool = False) -> list[Operation]:
@@ -73,19 +86,31 @@ def operations(record: BlockRecord, descent: Descent, *, input_gradient: bool = 
     made: list[Operation] = []
     for i in range(len(record.units)):
         made += _forward(record, i)
+    if record.lite is not None:
+        made += lite.forward(record, record.lite, MAIN_OUTPUT, OUTPUT, WIDE_INPUT)
     made.append(_distance(record, input_gradient=input_gradient))
     for i in reversed(range(len(record.units))):
         made += _backward(record, i, further=i > 0 or input_gradient)
-    return made + [_update(record, unit, descent) for unit in record.units]
+    made += [_update(record, unit, descent) for unit in record.units]
+    if record.lite is not None:
+        rates = descent.rate / _pixels(record), descent.weight_rate / _pixels(record)
+        made += lite.backward(record, record.lite, OUT_GRADIENT)
+        if input_gradient:
+            made += lite.to_input(record, record.lite, MAIN_IN_GRADIENT, IN_GRADIENT)
+        made += lite.updates(record.lite, rates, descent.factor, input_gradient=input_gradient)
+    return made
 
 
 def given(record: BlockRecord, x: Floats, target: Floats) -> dict[str, NDArray[np.int64]]:
     """The maps of one example, float[c, H, H] each, as a step reads them: int64[H, H, c]."""
     step = out_step(record)
     maps = {INPUT: (x, record.units[0].in_step, 8), TARGET: (-target, step, 16)}
-    if record.shortcut:
+    if record.shortcut or record.lite is not None:
         maps[WIDE_INPUT] = (x, step, 16)
-    return {name: _integers(*one) for name, one in maps.items()}
+    integers = {name: _integers(*one) for name, one in maps.items()}
+    if record.lite is not None:
+        integers[lite.GROUPS] = lite.groups(record.lite.units[0])
+    return integers
 
 
 def _integers(values: Floats, step: float, bits: int) -> NDArray[np.int64]:
@@ -159,10 +184,10 @@ def _ended(record: BlockRecord, unit: UnitRecord) -> dict[str, Any]:
     """What the epilogue does once the bias is added: ReLU6, or shortcut and output; fields of it."""
     step, table = value_unit(record, unit), f"{unit.name}.table"
     ones = np.ones(unit.n_out)
-    if unit.clipped:
+    if unit.top is not None:
         return {
             "activation": Activation.RELU6,
-            "limit": round(TOP / step),
+            "limit": round(unit.top / step),
             "outputs": (output_of(f"{unit.name}.out", 8, ones * step / unit.out_step),),
             "mask": f"{unit.name}.mask",
             "named_table": table,
@@ -171,7 +196,7 @@ def _ended(record: BlockRecord, unit: UnitRecord) -> dict[str, Any]:
     return {
         "residual": WIDE_INPUT if record.shortcut else None,
         "side_shift": side_shift(of_map) if record.shortcut else 0,
-        "outputs": (output_of(OUTPUT, 16, ones / of_map),),
+        "outputs": (output_of(OUTPUT if record.lite is None else MAIN_OUTPUT, 16, ones / of_map),),
         "named_table": table,
     }
 
@@ -193,8 +218,8 @@ def _distance(record: BlockRecord, *, input_gradient: bool) -> Operation:
     """Output less target; its sum of squares is the loss."""
     unit, step = record.units[-1], distance_unit(record)
     outputs = [_gradient_output(unit, step)]
-    if record.shortcut and input_gradient:
-        outputs.append(output_of(OUT_GRADIENT, 16, np.full(unit.n_out, step / in_gradient_step(record))))
+    if record.lite is not None or (record.shortcut and input_gradient):
+        outputs.append(output_of(OUT_GRADIENT, 16, np.full(unit.n_out, step / out_gradient_step(record))))
     return pass_over(
         OUTPUT, unit, name=DISTANCE, residual=TARGET, side_shift=WIDE_SHIFT, outputs=tuple(outputs),
         reduce=Reduce(name=DISTANCE, shift=WIDE_SHIFT),
@@ -253,13 +278,15 @@ def _to_unit(unit: UnitRecord, before: UnitRecord) -> Epilogue:
 
 def _to_input(record: BlockRecord) -> Epilogue:
     unit = record.units[0]
-    step = in_gradient_step(record) / (1 << WIDE_SHIFT)
+    name = IN_GRADIENT if record.lite is None else MAIN_IN_GRADIENT
+    shift = in_gradient_shift(record)
+    step = out_gradient_step(record) / (1 << shift)
     return _scaled(
         unit,
         step,
         residual=OUT_GRADIENT if record.shortcut else None,
-        side_shift=WIDE_SHIFT if record.shortcut else 0,
-        outputs=(output_of(IN_GRADIENT, 16, np.full(unit.n_in, 1 / (1 << WIDE_SHIFT))),),
+        side_shift=shift if record.shortcut else 0,
+        outputs=(output_of(name, 16, np.full(unit.n_in, step / in_gradient_step(record))),),
     )
 
 
@@ -281,7 +308,7 @@ def _update(record: BlockRecord, unit: UnitRecord, descent: Descent) -> Update:
         shape=(unit.n_out,),
         gradient=_sums(record, unit),
         job=Job(
-            momentum=round(descent.momentum * (1 << 16)), rate=int(rate[0]), rate_shift=shift, image=image,
+            momentum=descent.factor, rate=int(rate[0]), rate_shift=shift, image=image,
             image_shift=0 if image == Image.NONE else MASTER_SHIFT,
         ),
         image=None if image == Image.NONE else f"{unit.name}.table",

@@ -202,7 +202,7 @@ MUTANTS = [
     ("group", "group_norm", "residual=slope.name", "residual=None"),
     ("group", "group_norm", "side_shift=of.side_shift", "side_shift=of.side_shift + 1"),
     ("group", "group_norm", "scaled = norm.scale", "scaled = norm.scale.mean() + 0 * norm.scale"),
-    ("group", "group_norm", "scale / GAMMA_UNIT", "scale.mean() / GAMMA_UNIT + 0 * norm_of(unit).scale"),
+    ("group", "group_norm", "rint(scale /", "rint((0 * scale + scale.mean()) /"),
     ("group", "formats", "FILL * VALUE_LIMIT / part), e2", "FILL * VALUE_LIMIT / part) - 12, e2"),
 ]  # fmt: skip
 

@@ -1,34 +1,57 @@
 # SPDX-License-Identifier: MIT
-"""A training step's gradients in the Verilog of the convolution core."""
+"""Training steps in the Verilog of the convolution core: forward, backward, update, step after step."""
 
+import pytest
+
+from algo.tinytl.quantise import quantise
+from benchmarks.tinytl.block_rtl import measured, runs
 from hw.config import PRESETS
 from hw.convolution.config import convolution_config
-from hw.convolution.runs import Run
 from hw.convolution.vectors import timed_case
 from hw.harness import verilated
 from hw.harness.job import judge
 from hw.registry import BLOCKS
-from hw.training.operations import KernelOperation
 from sim.driver import training
 from sim.driver.training import Descent
-from tests.sim.test_driver_training import CASES, block_of, examples_of, maps_of, quantise
+from tests.sim import test_driver_lite, test_driver_training
+from tests.sim.test_driver_training import CASES, examples_of, maps_of
+
+TINY = PRESETS["tiny"]
+BLOCKS_TRAINED = {
+    **{name: (test_driver_training.block_of, case, 9) for name, case in CASES.items()},
+    **{
+        f"lite, {name}": (test_driver_lite.block_of, case, 8) for name, case in test_driver_lite.CASES.items()
+    },
+}
 
 
-def gradients(name):
-    """Forward and backward through a block with frozen norms: masks, residuals, sums, transposed weights."""
-    block = block_of(**CASES[name])
-    examples = examples_of(block)
+def steps(name, n):
+    """Operations of a step with the gradient of the input, and what each of ``n`` steps is given."""
+    make, case, size = BLOCKS_TRAINED[name]
+    block = make(**case)
+    examples = examples_of(block, n=2, size=size)
     record = quantise(block, examples)
-    step = training.operations(record, Descent(rate=0.1), input_gradient=True)
-    operations = [one for one in step if not isinstance(one, KernelOperation)]
-    maps = {map_name: values.numpy() for map_name, values in maps_of(record, examples, 0).items()}
-    return Run(name=name, operations=operations, maps=maps)
+    operations = training.operations(record, Descent(rate=0.1), input_gradient=True)
+    return operations, [maps_of(record, examples, number % 2) for number in range(n)]
 
 
-def test_gradients_of_a_block_are_golden_in_verilog_and_take_the_modelled_cycles():
-    config = convolution_config(PRESETS["tiny"])
-    todo = [timed_case(gradients(name), config) for name in CASES if name.startswith("affine")]
-    todo.append(todo[0].stalled(0.3, seed=1))
+def test_steps_are_golden_in_verilog_and_take_the_modelled_cycles():
+    """Two steps with frozen norms, with group norms, and with a lite module; the second one of each under
+    stalls as well."""
+    config = convolution_config(TINY)
+    todo = []
+    for name in ("affine", "affine, stride 2", "group", "lite, group"):
+        first, second = (timed_case(one, config) for one in runs(*steps(name, 2)))
+        todo += [first, second, second.stalled(0.3, seed=1)]
     logs = verilated.run_cases(BLOCKS["convolution"], config, todo)
-    assert [judge(case, log).problems for case, log in zip(todo, logs, strict=True)] == [()] * 4
+    assert [judge(case, log).problems for case, log in zip(todo, logs, strict=True)] == [()] * 12
     assert all(len(log.beats["o_write"]) > 900 for log in logs)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", BLOCKS_TRAINED)
+def test_five_steps_of_every_block(name):
+    """In a memory of the chip's latency; lists go from step to step."""
+    found = measured(*steps(name, 5), TINY)
+    assert found.mismatches == ()
+    assert len(set(found.cycles)) == 1  # they do not depend on numbers

@@ -24,9 +24,9 @@ SMALL = replace(
 )
 
 
-def small(*, norm="affine") -> Network:
+def small(*, norm="affine", lite=False, seed=0) -> Network:
     """In place of the packaged network."""
-    network = Network(replace(SMALL, norm=norm))
+    network = Network(replace(SMALL, norm=norm, lite=lite), seed)
     with torch.no_grad():
         for name, module in modules_by_layer(network).items():
             if name.endswith(".gn"):
@@ -52,7 +52,7 @@ def test_a_run_writes_the_losses_and_their_curve(tmp_path, norm):
     done = train(2, *options, "--out", tmp_path, "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert result["n_biases"] == 48 + 48 + 16
+    assert result["n_trained"] == 48 + 48 + 16
     assert result["last_loss"] < 0.97 * result["first_loss"]
     assert result["last_loss"] == pytest.approx(result["last_loss_float"], rel=0.1)
     assert all(result[f"gradient_error_{unit}"] < 0.2 for unit in ("expand", "dw", "project"))
@@ -65,9 +65,28 @@ def test_a_run_writes_the_losses_and_their_curve(tmp_path, norm):
     assert json.loads((tmp_path / "block.json").read_text()) == result
 
 
+def test_a_lite_module_trains_too_and_steps_run_in_verilog(tmp_path):
+    """Its gradients at a second scale of 0 are 0, but for that scale's."""
+    options = "--method", "lite+bias", "--steps", 6, "--pictures", 2, "--resolution", 32, "--rtl-steps", 2
+    done = train(2, *options, "--rate", 0.1, "--out", tmp_path, "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["n_trained"] == 48 + 48 + 16 + 16 * 8 * 25 + 2 * 16 + 16 * 16 + 16
+    assert result["gradient_error_lite.conv1.weight"] == result["gradient_error_lite.norm1.bias"] == 0
+    assert 0 < result["gradient_error_lite.norm2.weight"] < 0.2
+    assert result["last_loss"] == pytest.approx(result["last_loss_float"], rel=0.1)
+    assert result["rtl_mismatches"] == [] and result["rtl_writes"] > 2000
+    first, second = result["rtl_cycles"]
+    assert first == second > 10_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--method", "lite"], "method must be one of bias, lite+bias, not 'lite'"),
+        ([0, "--method", "lite+bias"], "block must have a lite module, which block 0 has not"),
+        (["--weight-rate", 0], "weight_rate must be above 0, not 0.0"),
+        (["--preset", "huge"], "preset must be one of paper, paper_eighth, plus, edge, tiny, not 'huge'"),
         ([3], "block must be in 0..2, not 3"),
         (["--rate", 0], "rate must be above 0, not 0.0"),
         (["--momentum", 1], "momentum must be in 0..1 without 1, not 1.0"),

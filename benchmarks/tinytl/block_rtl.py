@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""The first steps of a block's training on the convolution core's Verilog, every write against golden."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hw.config import ChipConfig
+from hw.convolution.config import ConvolutionConfig, convolution_config
+from hw.convolution.cycles import replay
+from hw.convolution.golden import run
+from hw.convolution.operations import Operation
+from hw.convolution.program import lowered
+from hw.convolution.runs import Run
+from sim.driver.training import carried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Steps by the simulated Verilog."""
+
+    cycles: tuple[int, ...]
+    """Of each step, from its start to the last acknowledged write."""
+    n_writes: int
+    """Words written and compared."""
+    mismatches: tuple[str, ...]
+    """With golden, the first of each kind; with the exact cycle model."""
+
+
+def measured(
+    operations: Sequence[Operation], examples: Sequence[Mapping[str, Tensor]], chip: ChipConfig
+) -> Measured:
+    """A step for each of ``examples``, the maps it is given; lists go from step to step.
+
+    Each step's commands run in Verilator, in a memory of the chip's latency. ValueError where the chip is too
+    small for the block.
+    """
+    from hw.convolution.vectors import case_of
+    from hw.harness import verilated
+    from hw.harness.job import judge
+    from hw.registry import BLOCKS
+
+    config, latency_cycles = convolution_config(chip), chip.dram_latency_cycles
+    todo = list(runs(operations, examples))
+    cases = [case_of(one, config, latency_cycles=latency_cycles) for one in todo]
+    logs = verilated.run_cases(BLOCKS["convolution"], config, cases)
+    cycles = tuple(int(log.since_first_input("o_done")[-1]) for log in logs)
+    models = [_model_cycles(one, config, latency_cycles) for one in todo]
+    problems = [
+        f"{one.name}: {problem}"
+        for one, case, log in zip(todo, cases, logs, strict=True)
+        for problem in judge(case, log).problems
+    ]
+    late = [
+        f"{one.name}: done in cycle {cycle}, cycle model {model}"
+        for one, cycle, model in zip(todo, cycles, models, strict=True)
+        if cycle != model
+    ]
+    return Measured(
+        cycles=cycles,
+        n_writes=sum(len(case.expected["o_write"]) for case in cases),
+        mismatches=(*problems, *late),
+    )
+
+
+def runs(operations: Sequence[Operation], examples: Sequence[Mapping[str, Tensor]]) -> Iterator[Run]:
+    """Each step with the maps and lists that it begins with."""
+    lists: dict[str, Tensor] = {}
+    for number, maps in enumerate(examples):
+        begun = {**maps, **lists}
+        yield Run(
+            name=f"step {number}",
+            operations=operations,
+            maps={name: values.numpy() for name, values in begun.items()},
+        )
+        lists = carried(operations, run(operations, begun))
+
+
+def check(operations: Sequence[Operation], maps: Mapping[str, Tensor], chip: ChipConfig) -> None:
+    """ValueError where the chip is too small for the step."""
+    lowered(operations, {name: values.numpy() for name, values in maps.items()}, convolution_config(chip))
+
+
+def _model_cycles(one: Run, config: ConvolutionConfig, latency_cycles: int) -> int:
+    program = lowered(one.operations, one.maps, config)
+    return replay(program, config, latency_cycles=latency_cycles).done
