@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hw.config import ChipConfig
+from hw.convolution.config import mask_bytes
 from hw.convolution.operations import Conv, Depthwise, Fir, MapShape, Operation, SumsOperation
 from hw.depthwise.config import MAP_BITS, N_PAST, DepthwiseConfig
 from hw.depthwise.cycles import LATENCY_CYCLES as DEPTHWISE_LATENCY_CYCLES
@@ -101,11 +102,6 @@ class Task:
 def planar_bytes(channels: int, lanes: int, bits: int = 16) -> int:
     """Of a pixel of a tile: words of 4 bytes, where there is one tile; else all lanes in each tile."""
     return min(lanes * bits // 8, -(-channels * bits // 32) * 4)
-
-
-def mask_bytes(lanes: int) -> int:
-    """Of a pixel of a tile, a bit a channel."""
-    return max(1, lanes // 8)
 
 
 def mean_words(n_bytes: int, pitch: int, bus_bytes: int, offset: int = 0) -> float:

@@ -246,7 +246,8 @@ def _product(*, rows: int, n_in: int, n_out: int) -> Convolution:
 
 
 def _weight_products(layer: Layer, name: str) -> Iterator[Task]:
-    """For each tap and group, output by input channels: a sum over pixels, in parts that are added up."""
+    """For each tap and group, output by input channels: a sum over pixels, in parts that are added up, turned
+    as the update reads it."""
     n_pixels, groups = layer.h_out**2, layer.groups
     for tap in range(layer.kernel**2 * groups):
         for first in range(0, n_pixels, MAX_CHANNELS):
@@ -258,6 +259,8 @@ def _weight_products(layer: Layer, name: str) -> Iterator[Task]:
                 ),
                 out_bits=(16,), planar=True, side=Side.RESIDUAL if first else Side.NONE,
             )  # fmt: skip
+        of = MapShape(height=layer.c_out // groups, width=1, channels=layer.c_in // groups, bits=16)
+        yield Task(name=f"{name}.{tap}.out", of=of, out_bits=(16,), planar=True)
 
 
 # ---- of a step ---------------------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ class Step:
 
 
 def step(backbone: Backbone, method: Method, resolution: int, batch_size: int, core: Core) -> Step:
-    """Pictures one after the other, then the update."""
+    """Pictures one after the other, each with its update: nothing in the core sums gradients of pictures."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     of_picture = works(backbone, method, resolution)
@@ -289,12 +292,12 @@ def step(backbone: Backbone, method: Method, resolution: int, batch_size: int, c
     n_channels = GROUP * sum(kernel.count for kernel in kernels)
     n_weights = n_trained(backbone, method)
     update = Timed(kernel=Kernel.UPDATE, count=n_weights, image=Image.BYTES)
-    n_bytes = batch_size * (whole.memory_bytes + n_channels * NORM_BYTES) + n_weights * UPDATE_BYTES
-    in_lists = n_bytes - batch_size * whole.memory_bytes
+    in_lists = n_channels * NORM_BYTES + n_weights * UPDATE_BYTES
+    of_kernels = sum(map(job_cycles, kernels)) + job_cycles(update)
     return Step(
-        cycles=batch_size * (whole.cycles + sum(map(job_cycles, kernels))) + job_cycles(update),
-        memory_bytes=n_bytes,
-        energy_pj=batch_size * sum(energy_pj(whole, core).values()) + _list_energy_pj(in_lists, core),
+        cycles=batch_size * (whole.cycles + of_kernels),
+        memory_bytes=batch_size * (whole.memory_bytes + in_lists),
+        energy_pj=batch_size * (sum(energy_pj(whole, core).values()) + in_lists * _byte_pj(core)),
         array_macs=batch_size * whole.macs,
         depthwise_macs=batch_size * whole.depthwise_macs,
         array_cycles=batch_size * _cycles_of(found, Convolution),
@@ -310,10 +313,6 @@ def _cycles_of(found: Sequence[tuple[Task, Estimate]], kind: type) -> float:
 def _byte_pj(core: Core) -> float:
     """Of a byte of memory, from the table of energies."""
     return energy_pj(Estimate(input_bytes=1), core)["dram"]
-
-
-def _list_energy_pj(n_bytes: float, core: Core) -> float:
-    return n_bytes * _byte_pj(core)
 
 
 def busy(task: Task, core: Core) -> float:

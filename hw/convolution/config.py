@@ -15,6 +15,13 @@ ADDRESS_BITS = 32
 COMMAND_COUNT_BITS = 24
 RECORD_BYTES = 64
 """Of one command in memory."""
+UNIT_BYTES, MAP_UNIT_BYTES = 2, 4
+"""Address and length of whatever is written are multiples of this; of maps of numbers, of the latter."""
+
+
+def mask_bytes(columns: int) -> int:
+    """Length of a mask's element: a bit a column."""
+    return -(-columns // (8 * UNIT_BYTES)) * UNIT_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,10 +10,10 @@ from hw.systolic.config import QUAD_BYTES
 from hw.systolic.layer import Layer
 from hw.systolic.layout import ALIGN_BYTES, input_layout
 
-from .config import ConvolutionConfig
+from .config import MAP_UNIT_BYTES, ConvolutionConfig, mask_bytes
 from .operations import MapShape
 from .walk import Walk
-from .writer import MAP_UNIT_BYTES, Format, mask_bytes
+from .writer import Format
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from .config import mask_bytes
 from .walk import Walk
-from .writer import Format, mask_bytes
+from .writer import Format
 
 
 def addresses(walk: Walk) -> np.ndarray:

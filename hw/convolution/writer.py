@@ -9,11 +9,9 @@ from amaranth.lib.wiring import In, Out
 
 from hw.epilogue.config import MAX_READERS, NARROW_BITS, OUT_BITS
 
-from .config import ADDRESS_BITS
+from .config import ADDRESS_BITS, MAP_UNIT_BYTES, UNIT_BYTES
 from .walk import Walker, job_layout
 
-UNIT_BYTES, MAP_UNIT_BYTES = 2, 4
-"""Every element's address and length are multiples of this; of maps of numbers, of the latter."""
 N_OUTPUTS = MAX_READERS + 1
 """Maps that are written side by side: of each reader, and the mask."""
 
@@ -29,11 +27,6 @@ class Format(IntEnum):
     """The high bytes, and the low ones ``plane_stride`` further on."""
     BITS = 3
     """The mask instead, a bit each."""
-
-
-def mask_bytes(columns: int) -> int:
-    """Length of a mask's element."""
-    return -(-columns // (8 * UNIT_BYTES)) * UNIT_BYTES
 
 
 PLACING = data.StructLayout({"format": 2, "plane_stride": ADDRESS_BITS})

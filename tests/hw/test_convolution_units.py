@@ -8,12 +8,12 @@ import pytest
 from amaranth.lib import data
 
 from hw.convolution import dispatch, reader, writer
-from hw.convolution.config import RECORD_BYTES
+from hw.convolution.config import RECORD_BYTES, mask_bytes
 from hw.convolution.dispatch import Kind
 from hw.convolution.reader import TAG
 from hw.convolution.traffic import addresses, lengths, pieces, requests, steps, writes
 from hw.convolution.walk import Walk, job_layout
-from hw.convolution.writer import Format, lanes_layout, mask_bytes, output_layout, write_layout
+from hw.convolution.writer import Format, lanes_layout, output_layout, write_layout
 from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import Case, judge, pack_fields
 from hw.harness.memory import Memory

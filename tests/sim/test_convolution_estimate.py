@@ -189,9 +189,9 @@ def test_masks_products_and_sums():
     plain = Task(name="c", of=LAYER, out_bits=(16,), planar=True)
     masked, product = (estimate(replace(plain, side=side), FREE) for side in (Side.MASK, Side.PRODUCT))
     tables = 2 * 5 * 8 * 2
-    assert masked.side_bytes == 2 * 256 + tables and product.side_bytes == 256 * 16 * 2 + tables
+    assert masked.side_bytes == 2 * 2 * 256 + tables and product.side_bytes == 256 * 16 * 2 + tables
     full = estimate(replace(plain, masks=True, sums=True), FREE)
-    assert full.output_bytes - estimate(plain, FREE).output_bytes == 2 * 256 + 16 * 16
+    assert full.output_bytes - estimate(plain, FREE).output_bytes == 2 * 2 * 256 + 16 * 16
     assert full.out_beats == 2 * estimate(plain, FREE).out_beats
 
 

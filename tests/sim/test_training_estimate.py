@@ -85,16 +85,16 @@ def test_a_frozen_affine_norm_needs_no_passes_of_its_own():
     assert cheap.array_macs == dear.array_macs
 
 
-def test_a_step_is_its_pictures_and_one_update():
+def test_a_step_is_its_pictures_each_with_an_update():
     one, eight = (step(SMALL, LITE_BIAS, 64, n, CORE) for n in (1, 8))
     n_weights = n_trained(SMALL, LITE_BIAS)
     update = job_cycles(Timed(kernel=Kernel.UPDATE, count=n_weights, image=Image.BYTES))
     assert update == pytest.approx(1.25 * n_weights, rel=0.01)
-    assert eight.cycles - update == pytest.approx(8 * (one.cycles - update))
+    assert eight.cycles == pytest.approx(8 * one.cycles)
     kernels = [work.kernel for work in works(SMALL, LITE_BIAS, 64) if work.kernel]
     norms = [layer for layer in layers(SMALL, 64) if layer.kind == "norm"]
     assert [k.count for k in kernels if k.kernel == Kernel.NORM] == [norm.c_out // 8 for norm in norms]
-    assert 0 < sum(map(job_cycles, kernels)) < one.cycles
+    assert update + sum(map(job_cycles, kernels)) < one.cycles
     assert eight.array_macs == 8 * one.array_macs
     last = step(SMALL, METHODS["last"], 64, 1, CORE)
     full = step(SMALL, METHODS["full"], 64, 1, CORE)
