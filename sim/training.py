@@ -29,8 +29,8 @@ MASTER_BYTES = 8
 UPDATE_BYTES = 2 * MASTER_BYTES + 2 + 1
 """Of an element: master read and written, gradient read, 8-bit weight written."""
 NORM_KERNELS = {"fwd": Kernel.NORM, "dgrad": Kernel.NORM_BACK, "wgrad": Kernel.NORM_GAMMA}
-NORM_BYTES = 2 * 8 + 8 + 5 * 2
-"""Of a channel: two sums read; state and a table's entry written. Of the gradient likewise."""
+NORM_BYTES = 2 * 8 + 8 + 8 + 3 * 2
+"""Of a channel: two sums and two weights read; state, multiplier and bias written. Of the gradient likewise."""
 
 
 def training_core(rows: int, columns: int) -> Core:
