@@ -235,6 +235,9 @@ def _traced(block: Bottleneck, examples: Examples) -> _Trace:
     out = value + x if block.block.has_shortcut else value
     if block.lite:
         out = out + block.lite(x, out.shape[-1])
+    if out.shape != examples.targets.shape:
+        sizes = [list(out.shape), list(examples.targets.shape)]
+        raise ValueError(f"targets must be as large as outputs, {sizes[0]}, not {sizes[1]}")
     loss = (out - examples.targets).square().sum() / 2
     wanted = [x, *(v for _, z, u in made for v in (z, u))]
     in_gradient, *gradients = torch.autograd.grad(loss, wanted)

@@ -2,6 +2,7 @@
 """A training step in integers: its gradients against exact ones, its descent against float; mutants."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from algo.tinytl.architecture import NORM_EPSILON, Backbone, Block
 from algo.tinytl.network import Bottleneck
 from algo.tinytl.quantise import Examples, loss_of, quantise, units_of
 from hw.convolution.golden import run
-from sim.driver import group_norm, training
+from sim.driver import formats, group_norm, training
 from sim.driver.formats import in_gradient_step, norm_format, out_step
 from sim.driver.training import Descent
 from tests.hw.mutants import mutated
@@ -190,6 +191,36 @@ def test_what_was_calibrated_does_not_saturate(prepared):
         gradients = [largest[name] for name in largest if name.endswith((".gradient", ".back"))]
         assert gradients and max(gradients) < 25_000, case
         assert sum(peak > 12_000 for peak in gradients) >= len(gradients) - 1, (case, largest)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        ((2, 4, 9, 9), (2, 8, 9, 9), r"inputs must be float\[N, 8, H, H\], not \[2, 4, 9, 9\]"),
+        ((2, 8, 9, 8), (2, 8, 9, 9), r"inputs must be float\[N, 8, H, H\], not \[2, 8, 9, 8\]"),
+        ((2, 8, 9, 9), (2, 8, 9), r"targets must be float\[N, 8, H, H\], not \[2, 8, 9\]"),
+        (
+            (2, 8, 9, 9),
+            (2, 8, 5, 5),
+            r"targets must be as large as outputs, \[2, 8, 9, 9\], not \[2, 8, 5, 5\]",
+        ),
+    ],
+)
+def test_examples_of_another_shape_are_rejected(prepared, inputs, targets, message):
+    block = prepared["affine"][0]
+    with pytest.raises(ValueError, match=message):
+        quantise(block, Examples(inputs=torch.ones(inputs), targets=torch.ones(targets)))
+
+
+def test_numbers_beyond_a_format_are_rejected(prepared):
+    record = prepared["group"][2]
+    large = replace(record.units[0], peak=130.0)
+    with pytest.raises(ValueError, match="values of expand must be below 128, not 130"):
+        training.operations(replace(record, units=(large, *record.units[1:])), Descent(rate=0.1))
+    with pytest.raises(ValueError, match="a map's unit must be at most 32768 values, not 32769"):
+        formats.side_shift(32769)
+    with pytest.raises(ValueError, match="momentum must be in"):
+        Descent(rate=0.1, momentum=1)
 
 
 MUTANTS = [
