@@ -27,7 +27,7 @@ from .operations import (
     SumsOperation,
     Transposed,
     checked,
-    lists_of,
+    checked_lists,
 )
 
 ANY_MAP = FirConfig(
@@ -50,12 +50,10 @@ def run(operations: Sequence[Operation], maps: Maps) -> dict[str, torch.Tensor]:
     Raises
     ------
     TypeError, ValueError
-        See :func:`.operations.checked` and :func:`.operations.lists_of`; a given map or list of another
+        See :func:`.operations.checked` and :func:`.operations.checked_lists`; a given map or list of another
         dtype or size, an element out of range.
     """
-    shapes, lists = checked(operations, maps), lists_of(operations)
-    if both := sorted(shapes.keys() & lists.keys()):
-        raise ValueError(f"maps and lists must have names of their own, not {both[0]!r}")
+    shapes, lists = checked(operations, maps), checked_lists(operations, maps)
     known = {name: torch.from_numpy(initial(one)) for name, one in lists.items()} | dict(maps)
     for name in maps.keys() & shapes.keys():
         check_map(name, known[name], shapes[name])

@@ -17,10 +17,7 @@ from hw.systolic.layout import ALIGN_BYTES
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MemoryList:
-    """Numbers of one type, one behind the other, the last axis fastest, low byte first.
-
-    In memory the first axis is filled up to whole tiles of channels.
-    """
+    """Numbers of one type, one behind the other, the last axis fastest, low byte first."""
 
     name: str
     dtype: np.dtype
@@ -152,8 +149,7 @@ def placed(of: MemoryList, address: int, array: SystolicConfig) -> ListPlace:
         n_bytes = TABLE_BEATS * _whole(of.shape[1], lanes) * of.dtype.itemsize
         return ListPlace(address=address, of=of, at=at, n_bytes=n_bytes)
     at = np.arange(prod(of.shape)).reshape(of.shape) * of.dtype.itemsize
-    n_bytes = _whole(of.shape[0], lanes) * prod(of.shape[1:]) * of.dtype.itemsize
-    return ListPlace(address=address, of=of, at=at, n_bytes=n_bytes)
+    return ListPlace(address=address, of=of, at=at, n_bytes=prod(of.shape) * of.dtype.itemsize)
 
 
 def _weight_places(of: WeightList, array: SystolicConfig) -> tuple[NDArray[np.int64], int, Rows]:

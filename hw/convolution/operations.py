@@ -14,7 +14,14 @@ from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import SUM_BITS, Activation, Job, Reader, Reduction, Side, Table
 from hw.fir.config import Map
 from hw.systolic.descriptor import Layer
-from hw.training.operations import Gradient, KernelOperation, Update
+from hw.training.operations import (
+    Gradient,
+    KernelOperation,
+    Normalise,
+    NormaliseBackward,
+    NormaliseGamma,
+    Update,
+)
 
 from .lists import MemoryList, merged, sums_list, table_list, weight_list
 
@@ -392,12 +399,37 @@ def lists_of(operations: Sequence[Operation]) -> dict[str, MemoryList]:
     return known
 
 
+def checked_lists(operations: Sequence[Operation], given: Collection[str]) -> dict[str, MemoryList]:
+    """As :func:`lists_of`; ValueError also where a list is read that nobody gives, writes or begins."""
+    lists = lists_of(operations)
+    known = {name for name, of in lists.items() if of.content is not None} | set(given)
+    for operation in operations:
+        made = _lists_made(operation)
+        for of in operation.lists():
+            if of.name not in known | made:
+                raise ValueError(f"{operation.name}: list {of.name!r} is read before it is written")
+        known |= made
+    return lists
+
+
+def _lists_made(operation: Operation) -> set[str]:
+    """Lists that are written as a whole."""
+    match operation:
+        case Normalise():
+            return {operation.state}
+        case NormaliseGamma():
+            return {operation.gradient}
+        case Update() | NormaliseBackward():
+            return set()
+    return set() if operation.epilogue.reduce is None else {operation.epilogue.reduce.name}
+
+
 def checked(operations: Sequence[Operation], given: Collection[str]) -> dict[str, MapShape]:
     """All maps, those ``given`` (as their first reader needs them) and those written, by name.
 
     ValueError naming operation and map where one is read before it is written, has another size or width
-    than its reader needs, is written twice, or is read both as the source of a convolution and by filter or
-    side stream, whose layouts in memory differ.
+    than its reader needs, is written twice, is read both as the source of a convolution and by filter or
+    side stream, whose layouts in memory differ, or has the name of a list.
     """
     known: dict[str, MapShape] = {}
     layouts: dict[str, str] = {}
@@ -414,6 +446,8 @@ def checked(operations: Sequence[Operation], given: Collection[str]) -> dict[str
             if name in known or name in given:
                 raise ValueError(f"{operation.name}: map {name!r} is written twice")
             known[name] = shape
+    if both := sorted(known.keys() & lists_of(operations).keys()):
+        raise ValueError(f"maps and lists must have names of their own, not {both[0]!r}")
     return known
 
 

@@ -35,7 +35,7 @@ from .operations import (
     SumsOperation,
     Transposed,
     checked,
-    lists_of,
+    checked_lists,
 )
 from .walk import Walk
 from .writer import Format
@@ -90,9 +90,10 @@ def lowered(
     Raises
     ------
     ValueError
-        See :func:`hw.convolution.operations.checked`; a given map or list of another size or range than its
-        reader needs (one that nobody reads is left out); a layer, a filtered row or a table larger than the
-        core takes; groups that do not fill whole tiles, nor masks of a map with noise or a residual.
+        See :func:`hw.convolution.operations.checked` and ``checked_lists``; a given map or list of another
+        size or range than its reader needs (one that nobody reads is left out); a layer, a filtered row or a
+        table larger than the core takes; groups that do not fill whole tiles, nor masks of a map with noise
+        or a residual.
     """
     return _Lowering(operations, maps, config).program()
 
@@ -172,7 +173,7 @@ class _Lowering:
 
     def _lists(self) -> dict[str, ListPlace]:
         made = {}
-        for name, of in lists_of(self.operations).items():
+        for name, of in checked_lists(self.operations, self.maps).items():
             made[name] = placed(of, self.end, self.config.array)
             self._room(made[name].n_bytes)
         return made

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hw.epilogue.config import TABLE_BEATS
 from hw.systolic.layer import Layer
 from hw.training.config import GROUP, Image, Norm, NormBack
 from hw.training.config import Update as Job
@@ -47,7 +48,10 @@ def norms(rng: np.random.Generator) -> Run:
                 name="gamma", channels=N_OUT, sums="sums", state="norm's state", gradient="gamma's gradient"
             ),
         ],
-        maps={"x": rng.integers(-128, 128, (HEIGHT, WIDTH, N_IN))},
+        maps={
+            "x": rng.integers(-128, 128, (HEIGHT, WIDTH, N_IN)),
+            **{name: _table(rng) for name in ("of nobody", "side", "of g")},
+        },
     )  # fmt: skip
 
 
@@ -75,6 +79,7 @@ def updates(rng: np.random.Generator) -> Run:
         ],
         maps={
             "x": rng.integers(-128, 128, (HEIGHT, WIDTH, N_IN)),
+            "of g": _table(rng),
             "gamma's gradient": rng.integers(-(1 << 20), 1 << 20, N_OUT),
             "gradient of w": _halves(rng, 9, N_IN, N_OUT),
             **taps,
@@ -127,7 +132,7 @@ def weight_gradient(config: ConvolutionConfig, rng: np.random.Generator) -> Run:
     back = MapShape(height=n_out, width=1, channels=n_in, bits=16)
     update = Update(
         name="update", master="master", shape=(1, n_in, n_out), gradient=("by input",),
-        gradient_from=Gradient.MAP, job=Job(rate=9),
+        gradient_from=Gradient.MAP, job=Job(rate=9), start=np.zeros((1, n_in, n_out), np.int64),
     )  # fmt: skip
     turn = transposed("turn", shape, rng, {"turned": 16})
     again = transposed("turn again", back, rng, {"by input": 16})
@@ -144,6 +149,10 @@ def transposed(name: str, shape: MapShape, rng: np.random.Generator, outputs: di
     return Transposed(
         name=name, shape=shape, source=f"{name} x", epilogue=random_epilogue(rng, of, outputs, shape.bits)
     )
+
+
+def _table(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 1 << 16, (TABLE_BEATS, N_OUT))
 
 
 def _halves(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -22,8 +22,6 @@ MULTIPLIER_BITS, SCALE_BITS, BIAS_BITS = 16, 16, 24
 """Fields of the epilogue's table: unsigned, signed, signed."""
 FACTOR_BITS = 16
 """Width of momentum and rate; unsigned."""
-MAX_SHIFT = 71
-"""Right shift of a product."""
 UPDATE_LATENCY_CYCLES = 7
 """An element taken to its master on the output."""
 MAX_COUNT = 1 << 17

@@ -197,10 +197,9 @@ def norm(
     """
     _check_sums(sums)
     n = len(sums)
-    if gamma is None:
-        gamma = torch.full((n,), (1 << GAMMA_FRACTION_BITS) << job.gamma_shift, dtype=torch.int64)
     for name, values in (("gamma", gamma), ("beta", beta)):
-        _check(name, values, (n,), WORD_BITS)
+        if values is not None:
+            _check(name, values, (n,), WORD_BITS)
     inverse, rs = reciprocal(GROUP * job.pixels)
     multipliers, biases, states = [], [], []
     for first in range(0, n, GROUP):
@@ -210,7 +209,9 @@ def norm(
         variance = square - mean * mean + (job.epsilon << SQUARE_FRACTION_BITS)
         r, j = inverse_root(max(1, min(variance, (1 << (SUM_BITS - 1)) - 1)))
         for c in range(first, first + GROUP):
-            gamma_q = _sat(_rnd(int(gamma[c]), job.gamma_shift), GAMMA_BITS)
+            gamma_q = 1 << GAMMA_FRACTION_BITS
+            if gamma is not None:
+                gamma_q = _sat(_rnd(int(gamma[c]), job.gamma_shift), GAMMA_BITS)
             beta_q = _sat(_rnd(int(beta[c]), job.beta_shift), BIAS_BITS)
             scaled = _rnd((gamma_q * r) << 16, max(0, NORM_SHIFT - job.shift - j))
             multiplier = max(-LARGEST_MULTIPLIER, min(scaled, LARGEST_MULTIPLIER))

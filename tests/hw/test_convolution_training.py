@@ -70,6 +70,9 @@ def test_what_the_core_does_not_take():
         lowered(one.operations, one.maps, few)
     with pytest.raises(ValueError, match="update of weights: image 'w' must be a list of another operation"):
         run(one.operations[1:], {name: torch.from_numpy(values) for name, values in one.maps.items()})
+    for name, made in (("gamma's gradient", updates(rng)), ("of nobody", norms(rng))):
+        with pytest.raises(ValueError, match=f": list {name!r} is read before it is written"):
+            lowered(made.operations, {k: v for k, v in made.maps.items() if k != name}, SMALL)
     shape = MapShape(height=5, width=4, channels=3, bits=16)
     many = transposed("t", shape, rng, {"a": 16})
     with pytest.raises(ValueError, match="n_tables must be at most 4, not 5"):

@@ -94,6 +94,14 @@ def test_group_norm_is_that_of_float(pixels, mean, deviation):
     assert (dz - x.grad).abs().max() < rounding + 1e-4 * x.grad.abs().max()
 
 
+def test_without_gamma_it_is_one():
+    """Whatever shift its master would have."""
+    sums, beta = torch.tensor([[0, 1000]] * 8), torch.zeros(8, dtype=torch.int64)
+    given, _ = norm(sums, beta + 4096, beta, Norm(pixels=9, shift=3))
+    plain, _ = norm(sums, None, beta, Norm(pixels=9, shift=3, gamma_shift=31))
+    assert plain.multiplier.tolist() == given.multiplier.tolist()
+
+
 def test_updates_are_those_of_float():
     rng, n = np.random.default_rng(3), 1000
     master = torch.from_numpy(rng.integers(-(1 << 28), 1 << 28, (n, 2)))
