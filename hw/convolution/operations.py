@@ -28,6 +28,8 @@ from .lists import MemoryList, merged, sums_list, table_list, weight_list
 MAX_OUTPUTS = 2
 MAX_REDUCED_PIXELS = (1 << (SUM_BITS - 1 - 30)) - 1
 """Pixels whose products, each of at most 2^30, a sum surely holds."""
+MAX_UPDATE_PIXELS = (1 << 16) - 1
+"""Pixels whose values of 16 bits surely have a sum of 32."""
 FIR_SOURCE_BITS, FIR_OUT_BITS = 16, 18
 """Element of a filtered map, and of the filter's sum: four times as large at most."""
 
@@ -400,16 +402,27 @@ def lists_of(operations: Sequence[Operation]) -> dict[str, MemoryList]:
 
 
 def checked_lists(operations: Sequence[Operation], given: Collection[str]) -> dict[str, MemoryList]:
-    """As :func:`lists_of`; ValueError also where a list is read that nobody gives, writes or begins."""
+    """As :func:`lists_of`; ValueError also where a list is read that nobody gives, writes or begins, or where
+    an update takes sums that may exceed 32 bits."""
     lists = lists_of(operations)
     known = {name for name, of in lists.items() if of.content is not None} | set(given)
+    pixels: dict[str, int] = {}
     for operation in operations:
         made = _lists_made(operation)
+        if isinstance(operation, SumsOperation):
+            pixels |= dict.fromkeys(made, operation.out_shape[0] * operation.out_shape[1])
+        elif isinstance(operation, Update) and operation.gradient_from == Gradient.SUMS:
+            _check_pixels(operation.name, pixels.get(operation.gradients[0], 0))
         for of in operation.lists():
             if of.name not in known | made:
                 raise ValueError(f"{operation.name}: list {of.name!r} is read before it is written")
         known |= made
     return lists
+
+
+def _check_pixels(name: str, n_pixels: int) -> None:
+    if n_pixels > MAX_UPDATE_PIXELS:
+        raise ValueError(f"{name}: sums must be over at most {MAX_UPDATE_PIXELS} pixels, not {n_pixels}")
 
 
 def _lists_made(operation: Operation) -> set[str]:

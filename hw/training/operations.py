@@ -51,9 +51,13 @@ class Update:
             raise ValueError(
                 f"{self.name}: shape must have 1 axis, or 3 where the gradient is a map, not {self.shape}"
             )
-        n_maps = self.shape[0] if self.gradient_from == Gradient.MAP else 1
-        if not isinstance(self.gradient, str) and len(self.gradient) != n_maps:
-            raise ValueError(f"{self.name}: gradient must be {n_maps} maps, not {len(self.gradient)}")
+        if not isinstance(self.gradient, str):
+            if self.gradient_from != Gradient.MAP:
+                raise ValueError(f"{self.name}: gradient must be one list, not {self.gradient}")
+            if len(self.gradient) != self.shape[0]:
+                raise ValueError(
+                    f"{self.name}: gradient must be {self.shape[0]} maps, not {len(self.gradient)}"
+                )
         if (self.image is None) != (self.job.image == Image.NONE):
             raise ValueError(f"{self.name}: image must be named if there is one, and only then")
         if (self.job.image == Image.BYTES) != (self.gradient_from == Gradient.MAP and self.image is not None):
@@ -142,6 +146,8 @@ class NormaliseBackward:
 
     def __post_init__(self) -> None:
         _check_groups(self.name, self.channels)
+        if self.side_table == self.table:
+            raise ValueError(f"{self.name}: tables must be two, not {self.table!r} twice")
 
     def lists(self) -> list[MemoryList]:
         """Those that are read or written."""

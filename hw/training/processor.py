@@ -34,9 +34,9 @@ from .microcode import (
     starts,
 )
 
-FACTOR_BITS = 25
+OPERAND_BITS = 25
 """Width of operand b; signed."""
-PRODUCT_BITS = SUM_BITS + FACTOR_BITS
+PRODUCT_BITS = SUM_BITS + OPERAND_BITS
 EXPONENT_BITS = MAX_EXPONENT.bit_length()
 LIMITS: Mapping[Limit, tuple[int, int]] = {
     Limit.SIGNED_48: (-(1 << 47), (1 << 47) - 1),
@@ -275,8 +275,8 @@ class Processor(wiring.Component):
         shifted = Signal(signed(PRODUCT_BITS + 1), reset_less=True)
         places = Signal.like(shift, reset_less=True)
         added = [Signal(signed(SUM_BITS), name=f"added{n}", reset_less=True) for n in range(2)]
-        operand, factor = Signal(signed(SUM_BITS)), Signal(signed(FACTOR_BITS))
-        m.d.comb += [operand.eq(a), factor.eq(b[:FACTOR_BITS].as_signed())]
+        operand, factor = Signal(signed(SUM_BITS)), Signal(signed(OPERAND_BITS))
+        m.d.comb += [operand.eq(a), factor.eq(b[:OPERAND_BITS].as_signed())]
         with m.If(flow):
             m.d.sync += [
                 product.eq(operand * factor),

@@ -9,12 +9,16 @@ import torch
 
 from hw.convolution import program, rtl, vectors
 from hw.convolution.golden import run
-from hw.convolution.operations import MapShape
+from hw.convolution.operations import MapShape, Reduce, checked_lists
 from hw.convolution.program import lowered
 from hw.convolution.rtl import Convolution
+from hw.convolution.runs import conv
 from hw.convolution.training_runs import norms, training_runs, transposed, transposes, updates
 from hw.convolution.vectors import case_of, timed_case
+from hw.systolic.layer import Layer
 from hw.training.config import TrainingConfig
+from hw.training.config import Update as Job
+from hw.training.operations import Update
 from tests.hw.mutants import mutated
 from tests.hw.test_convolution import CONFIGS, SMALL, misread, problems, small
 
@@ -73,6 +77,11 @@ def test_what_the_core_does_not_take():
     for name, made in (("gamma's gradient", updates(rng)), ("of nobody", norms(rng))):
         with pytest.raises(ValueError, match=f": list {name!r} is read before it is written"):
             lowered(made.operations, {k: v for k, v in made.maps.items() if k != name}, SMALL)
+    layer = Layer(height=256, width=256, n_in=1, n_out=4, kernel=1)
+    summed = conv("sums", layer, "y", rng, {"a": 8}, reduce=Reduce(name="s", shift=0))
+    update = Update(name="u", master="m", shape=(4,), gradient="s", job=Job(), start=np.zeros(4, np.int64))
+    with pytest.raises(ValueError, match="u: sums must be over at most 65535 pixels, not 65536"):
+        checked_lists([summed, update], ())
     shape = MapShape(height=5, width=4, channels=3, bits=16)
     many = transposed("t", shape, rng, {"a": 16})
     with pytest.raises(ValueError, match="n_tables must be at most 4, not 5"):

@@ -26,7 +26,7 @@ from hw.training.config import (
 )
 from hw.training.cycles import Timed, job_cycles, replay
 from hw.training.golden import inverse_root, norm, norm_back, norm_gamma, update
-from hw.training.operations import Gradient, NormaliseGamma
+from hw.training.operations import Gradient, NormaliseBackward, NormaliseGamma
 from hw.training.operations import Update as UpdateOperation
 from hw.training.rtl import Training
 from hw.training.vectors import cases, gamma_task, random_update
@@ -278,6 +278,17 @@ def test_mutant_is_caught(name, module, old, new, mutant_cases, monkeypatch):
                 job=Update(image=Image.BYTES), image="w",
             ),
             "u: channels must be a multiple of 4, not 6",
+        ),
+        (
+            lambda: UpdateOperation(name="u", master="m", shape=(8,), gradient=("g",), job=Update()),
+            "u: gradient must be one list, not",
+        ),
+        (
+            lambda: NormaliseBackward(
+                name="b", channels=8, sums="s", state="t", side_table="a", table="a",
+                job=NormBack(pixels=1, scale_exponent=0, multiplier_exponent=0, bias_exponent=0),
+            ),
+            "b: tables must be two, not 'a' twice",
         ),
         (
             lambda: UpdateOperation(name="u", master="m", shape=(8,), gradient="g", job=Update(), image="t"),
