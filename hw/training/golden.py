@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hw.epilogue.golden import rounded, saturated
+
 from .config import (
     BIAS_BITS,
     GAMMA_BITS,
@@ -142,12 +144,12 @@ def update(
     """
     _check("master", master, (*gradient.shape, 2), WORD_BITS)
     _check("gradient", gradient, tuple(gradient.shape), WORD_BITS)
-    step = _saturated(_rounded(gradient * job.rate, job.rate_shift), WORD_BITS)
-    momentum = _saturated(_rounded(master[..., 1] * job.momentum, 16) + step, WORD_BITS)
-    weight = _saturated(master[..., 0] - momentum, WORD_BITS)
+    step = saturated(rounded(gradient * job.rate, job.rate_shift), WORD_BITS)
+    momentum = saturated(rounded(master[..., 1] * job.momentum, 16) + step, WORD_BITS)
+    weight = saturated(master[..., 0] - momentum, WORD_BITS)
     image = None
     if job.image != Image.NONE:
-        image = _saturated(_rounded(weight, job.image_shift), job.image.bits)
+        image = saturated(rounded(weight, job.image_shift), job.image.bits)
     return torch.stack([weight, momentum], -1), image
 
 
@@ -316,15 +318,6 @@ def _rnd(x: int, shift: int) -> int:
 def _sat(x: int, bits: int) -> int:
     bound = 1 << (bits - 1)
     return max(-bound, min(x, bound - 1))
-
-
-def _rounded(x: torch.Tensor, shift: int) -> torch.Tensor:
-    return (x + ((1 << shift) >> 1)) >> shift
-
-
-def _saturated(x: torch.Tensor, bits: int) -> torch.Tensor:
-    bound = 1 << (bits - 1)
-    return x.clamp(-bound, bound - 1)
 
 
 def _check_sums(sums: torch.Tensor) -> None:

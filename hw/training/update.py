@@ -6,16 +6,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.datapath import delayed
+from hw.epilogue.rounding import saturated
 
 from .config import BIAS_BITS, FACTOR_BITS, UPDATE_LATENCY_CYCLES, WORD_BITS, Image, TrainingConfig
 from .layouts import job_layout, master_layout, out_layout
-
-
-def saturated(value: Value, bits: int) -> Value:
-    """To the nearest number of so many signed bits."""
-    top = value[bits - 1 :]
-    fits = ~top.any() | top.all()
-    return Mux(fits, value[:bits], Cat((~value[-1]).replicate(bits - 1), value[-1]))[:bits].as_signed()
 
 
 def _high(bias: Value) -> Value:

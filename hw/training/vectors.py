@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from amaranth import Shape
 
 from hw.harness.job import Beats, Case, pack_fields
 
@@ -13,7 +14,6 @@ from .config import (
     FACTOR_BITS,
     GROUP,
     MAX_COUNT,
-    RECIPROCAL_BITS,
     WORD_BITS,
     Image,
     Job,
@@ -26,7 +26,7 @@ from .config import (
 )
 from .cycles import Timed, job_cycles, replay
 from .golden import norm, norm_back, norm_gamma, update
-from .layouts import job_fields, kernel_of
+from .layouts import job_fields, job_layout, kernel_of
 from .microcode import N_SLOTS, SLOT_BITS
 
 WORD_MASK = (1 << WORD_BITS) - 1
@@ -93,23 +93,14 @@ def case(name: str, tasks: Sequence[Task], config: TrainingConfig) -> Case:
 
 
 def _job_beat(task: Task, config: TrainingConfig) -> Beats:
-    fields = job_fields(task.job, count=task.count, halves=task.halves, plain=task.plain)
-    widths = {
-        "kernel": 3,
-        "count": config.count_bits,
-        "halves": 1,
-        "momentum": FACTOR_BITS,
-        "rate": FACTOR_BITS,
-        "rate_shift": 6,
-        "image": 2,
-        "image_shift": 5,
-        "reciprocal": RECIPROCAL_BITS,
-        "epsilon": 31,
-    }
-    slots = np.array([fields.get("slots", [0] * N_SLOTS)])
-    return pack_fields(
-        [(np.array([int(fields.get(name, 0))]), bits) for name, bits in widths.items()] + [(slots, SLOT_BITS)]
+    fields = {"slots": N_SLOTS * [0]} | job_fields(
+        task.job, count=task.count, halves=task.halves, plain=task.plain
     )
+    columns = []
+    for name, field in job_layout(config):
+        values = np.array([fields.get(name, 0)], np.int64)
+        columns.append((values, SLOT_BITS if name == "slots" else Shape.cast(field.shape).width))
+    return pack_fields(columns)
 
 
 # ---- update
