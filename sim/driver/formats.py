@@ -14,7 +14,7 @@ from algo.tinytl.architecture import NORM_EPSILON
 from algo.tinytl.quantise import BlockRecord, NormRecord, UnitRecord
 from hw.epilogue.config import MAX_SHIFT, MAX_SIDE_SHIFT, MULTIPLIER_BITS, VALUE_BITS
 from hw.systolic.config import ACCUMULATOR_BITS
-from hw.training.config import GAMMA_FRACTION_BITS, NORM_FRACTION_BITS, Norm, NormBack
+from hw.training.config import GAMMA_BITS, GAMMA_FRACTION_BITS, NORM_FRACTION_BITS, Norm, NormBack
 from sim.driver.words import FILL, VALUE_LIMIT, WIDE_LIMIT
 
 WIDE_SHIFT = VALUE_BITS - 17
@@ -32,10 +32,10 @@ NORM_UNIT = 2.0**-NORM_FRACTION_BITS
 
 def out_step(record: BlockRecord) -> float:
     """Value of one unit of output and target, and of the wide input."""
-    step = record.out_peak / (FILL * WIDE_LIMIT)
-    if record.units[-1].norm is None:
+    step, last = record.out_peak / (FILL * WIDE_LIMIT), record.units[-1]
+    if last.norm is None:
         return step
-    return NORM_UNIT * (1 << side_shift(step / NORM_UNIT))
+    return norm_unit(last) * (1 << side_shift(step / norm_unit(last)))
 
 
 def side_shift(ratio: float) -> int:
@@ -46,14 +46,30 @@ def side_shift(ratio: float) -> int:
     return shift
 
 
+def scale_exponent(unit: UnitRecord) -> int:
+    """Of two, by which a norm's scale is divided to fit its 16 bits, and its values with it."""
+    most = (1 << (GAMMA_BITS - 1)) - 1
+    largest = float(np.abs(norm_of(unit).scale).max()) * (1 << GAMMA_FRACTION_BITS)
+    return max(0, math.ceil(math.log2(max(largest, 1) / most)))
+
+
+def norm_unit(unit: UnitRecord) -> float:
+    """Of a normed value, in 24 bits."""
+    return NORM_UNIT * (1 << scale_exponent(unit))
+
+
+def scale_unit(unit: UnitRecord) -> float:
+    """Of a norm's scale in 32 bits."""
+    return GAMMA_UNIT * (1 << scale_exponent(unit))
+
+
 def value_unit(record: BlockRecord, unit: UnitRecord) -> float:
     """Of u and the bias, in 24 bits."""
     if unit.norm is not None:
-        if unit.peak > NORM_UNIT * VALUE_LIMIT:
-            raise ValueError(
-                f"values of {unit.name} must be below {NORM_UNIT * VALUE_LIMIT:g}, not {unit.peak:g}"
-            )
-        return NORM_UNIT
+        limit = norm_unit(unit) * VALUE_LIMIT
+        if unit.peak > limit:
+            raise ValueError(f"values of {unit.name} must be below {limit:g}, not {unit.peak:g}")
+        return norm_unit(unit)
     if unit is record.units[-1]:
         return out_step(record) / (1 << WIDE_SHIFT)
     return unit.peak / (FILL * VALUE_LIMIT)
@@ -90,14 +106,17 @@ def in_gradient_step(record: BlockRecord) -> float:
     return record.in_gradient_peak / (FILL * WIDE_LIMIT)
 
 
-def weighted_step(unit: UnitRecord) -> float:
+def weighted_step(unit: UnitRecord, growth: float = 1.0) -> float:
     """Of the map of the gradient of the sums, times the step of the weights.
 
-    So few of 16 bits are used that within the calibrated range no sum exceeds 32 bits.
+    So few of 16 bits are used that within the calibrated range no sum of the array exceeds 32 bits, even if
+    weights grow by ``growth``.
     """
     peaks = unit.gradient_peaks if unit.norm is None else unit.norm.sum_gradient_peaks
-    largest_sum = np.abs(unit.weights.astype(np.int64)).sum((0, 2, 3)).max()
-    limit = min(FILL * WIDE_LIMIT, SUM_LIMIT // int(largest_sum))
+    limit = FILL * WIDE_LIMIT
+    if not unit.depthwise:
+        largest_sum = growth * int(np.abs(unit.weights.astype(np.int64)).sum((0, 2, 3)).max())
+        limit = min(limit, SUM_LIMIT // max(1, largest_sum))
     return float((peaks * unit.steps).max()) / limit
 
 
@@ -144,7 +163,8 @@ def norm_format(unit: UnitRecord) -> NormFormat:
     up = math.ceil(math.log2(norm.scaled_peak / gradient_step / (FILL * WIDE_LIMIT)))
     inverse = norm.inverse_peak * sum_step
     half = FILL * (1 << MULTIPLIER_BITS)
-    shift = _within(_bits(half / (inverse * float(np.abs(norm.scale).max()))) - NORM_FRACTION_BITS, MAX_SHIFT)
+    up_scale, largest = scale_exponent(unit), float(np.abs(norm.scale).max())
+    shift = _within(_bits(half / (inverse * largest)) - NORM_FRACTION_BITS + up_scale, MAX_SHIFT)
     e2 = _within(_bits(half / inverse), MAX_SHIFT)
     part = norm.part_peak / gradient_step * sum_step
     e3 = _within(min(_bits(FILL * VALUE_LIMIT / part), e2 - up), MAX_SHIFT)
@@ -164,7 +184,9 @@ def norm_format(unit: UnitRecord) -> NormFormat:
             pixels=pixels, epsilon=max(1, round(NORM_EPSILON / sum_step**2)), shift=shift,
             gamma_shift=GAMMA_SHIFT, beta_shift=MASTER_SHIFT,
         ),
-        backward=NormBack(pixels=pixels, scale_exponent=e1, multiplier_exponent=e2, bias_exponent=e3),
+        backward=NormBack(
+            pixels=pixels, scale_exponent=e1 + up_scale, multiplier_exponent=e2, bias_exponent=e3 + up_scale
+        ),
     )  # fmt: skip
 
 

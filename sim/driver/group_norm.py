@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from algo.tinytl.quantise import UnitRecord
 from hw.convolution.operations import Epilogue, Operation, Output, Reduce
 from hw.epilogue.config import Reduction
-from hw.training.config import GAMMA_FRACTION_BITS
+from hw.training.config import GAMMA_BITS, GAMMA_FRACTION_BITS
 from hw.training.operations import Normalise, NormaliseBackward, NormaliseGamma
 from sim.driver.formats import (
     GAMMA_UNIT,
     MASTER_SHIFT,
-    NORM_UNIT,
     WIDE_SHIFT,
     norm_format,
     norm_of,
+    norm_unit,
+    scale_unit,
     weighted_step,
 )
 from sim.driver.passes import pass_over
@@ -60,8 +61,8 @@ def forward(unit: UnitRecord, beta: str, ended: Mapping[str, Any], *, scaled: bo
             state=_state(unit),
             beta=beta,
             gamma=scale_master(unit) if scaled else None,
-            gamma_start=scale_start(norm_of(unit).scale) if scaled else None,
-            beta_start=np.rint(unit.bias / (NORM_UNIT / (1 << MASTER_SHIFT))).astype(np.int64),
+            gamma_start=scale_start(norm_of(unit).scale, scale_unit(unit)) if scaled else None,
+            beta_start=np.rint(unit.bias / (norm_unit(unit) / (1 << MASTER_SHIFT))).astype(np.int64),
             job=of.forward,
         ),
         pass_over(_z(unit), unit, name=f"{unit.name}.normed", signs=signs, **{"shift": of.shift, **ended}),
@@ -69,11 +70,16 @@ def forward(unit: UnitRecord, beta: str, ended: Mapping[str, Any], *, scaled: bo
 
 
 def backward(
-    unit: UnitRecord, *, further: bool, trained: bool = False, more: tuple[Output, ...] = ()
+    unit: UnitRecord,
+    *,
+    further: bool,
+    trained: bool = False,
+    growth: float = 1.0,
+    more: tuple[Output, ...] = (),
 ) -> list[Operation]:
     """From the map ``NAME.gradient`` of u to the sums for bias and scale and, ``further``, to the map
     ``NAME.back`` for the convolution's adjoint and those of ``more`` outputs. A ``trained`` scale is in the
-    table ``NAME.scaled.table``."""
+    table ``NAME.scaled.table``; ``growth``: of trained weights."""
     of, norm = norm_format(unit), norm_of(unit)
     name, sums = f"{unit.name}.scaled", f"{unit.name}.sums"
     scaled = norm.scale * of.gradient_step / of.scaled_step / (1 << WIDE_SHIFT)
@@ -91,7 +97,7 @@ def backward(
     slope = Output(
         name=f"{unit.name}.slope", bits=16, scale=np.zeros(unit.n_out, np.int16), shift=of.slope_shift
     )
-    weighted = unit.steps * of.sum_gradient_unit / weighted_step(unit)
+    weighted = unit.steps * of.sum_gradient_unit / weighted_step(unit, growth)
     return [
         products,
         NormaliseBackward(
@@ -122,13 +128,16 @@ def scale_gradient(unit: UnitRecord, sums: str) -> NormaliseGamma:
 
 def scale_output(name: str, scale: Floats, shift: int) -> Output:
     """Values times a scale in the format of the kernels, 2^-``shift`` of them: what an update's image is."""
-    integers = np.rint(scale * (1 << GAMMA_FRACTION_BITS)).astype(np.int16)
-    return Output(name=name, bits=16, scale=integers, shift=GAMMA_FRACTION_BITS + shift)
+    integers = np.rint(scale * (1 << GAMMA_FRACTION_BITS))
+    if np.abs(integers).max() >= 1 << (GAMMA_BITS - 1):
+        limit = 1 << (GAMMA_BITS - 1 - GAMMA_FRACTION_BITS)
+        raise ValueError(f"trained scales of {name} must be below {limit}, not {np.abs(scale).max():g}")
+    return Output(name=name, bits=16, scale=integers.astype(np.int16), shift=GAMMA_FRACTION_BITS + shift)
 
 
-def scale_start(scale: Floats) -> NDArray[np.int64]:
+def scale_start(scale: Floats, unit: float = GAMMA_UNIT) -> NDArray[np.int64]:
     """A scale in 32 bits."""
-    return np.rint(scale / GAMMA_UNIT).astype(np.int64)
+    return np.rint(scale / unit).astype(np.int64)
 
 
 def scale_master(unit: UnitRecord) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algo.tinytl.architecture import LITE_GROUPS
-from algo.tinytl.quantise import ACTIVATION_LIMIT, BlockRecord, LiteRecord, UnitRecord
+from algo.tinytl.quantise import ACTIVATION_LIMIT, WEIGHT_HEADROOM, BlockRecord, LiteRecord, UnitRecord
 from hw.convolution.operations import (
     Conv,
     Depthwise,
@@ -53,7 +53,7 @@ from sim.driver.formats import (
     out_step,
     weighted_step,
 )
-from sim.driver.words import FILL, VALUE_LIMIT, WIDE_LIMIT, Floats, multiplier_of, output_of
+from sim.driver.words import FILL, VALUE_LIMIT, WIDE_LIMIT, Floats, multiplier_of, output_of, step_job
 
 GROUPS = "lite.groups"
 """Given mask: where an output and an input channel of the first convolution belong to one group."""
@@ -86,11 +86,13 @@ def backward(record: BlockRecord, lite: LiteRecord, out_gradient: str) -> list[O
     return [
         _reduced(record, lite, out_gradient),
         group_norm.scale_gradient(second, _scale_sums(second)),
-        *group_norm.backward(second, further=True, more=(_planar(second),)),
+        *group_norm.backward(second, further=True, growth=WEIGHT_HEADROOM, more=(_planar(second),)),
         _pixels_last(second),
         *_weight_gradient(lite, 1, 0, _rows(first)),
         _adjoint(second, first),
-        *group_norm.backward(first, further=True, trained=True, more=(_planar(first),)),
+        *group_norm.backward(
+            first, further=True, trained=True, growth=WEIGHT_HEADROOM, more=(_planar(first),)
+        ),
         group_norm.scale_gradient(first, f"{first.name}.sums"),
         _pixels_last(first),
         *(
@@ -121,7 +123,7 @@ def to_input(record: BlockRecord, lite: LiteRecord, main: str, out: str) -> list
         weights=_in_adjoint_order(first),
         named_weights=_adjoint_weights(first),
         epilogue=_epilogue(
-            first.n_in, weighted_step(first) / step, outputs=(_whole(pooled, first.n_in),)
+            first.n_in, weighted_step(first, WEIGHT_HEADROOM) / step, outputs=(_whole(pooled, first.n_in),)
         ),
     )  # fmt: skip
     return [*spread, adjoint, _unpooled(record, lite, pooled, main, out)]
@@ -326,7 +328,7 @@ def _adjoint(unit: UnitRecord, before: UnitRecord) -> Conv:
         weights=_in_adjoint_order(unit),
         named_weights=_adjoint_weights(unit),
         epilogue=_epilogue(
-            unit.n_in, weighted_step(unit) / step, masked_by=f"{before.name}.mask",
+            unit.n_in, weighted_step(unit, WEIGHT_HEADROOM) / step, masked_by=f"{before.name}.mask",
             outputs=(output_of(f"{before.name}.gradient", 16, to_map),),
         ),
     )  # fmt: skip
@@ -392,14 +394,16 @@ def updates(
     bias = Update(
         name=f"{_bias(first)}.update", master=_bias(first), shape=(first.n_out,),
         gradient=f"{first.name}.sums",
-        job=_job(bias_rate * of_first / bias_unit, momentum),
+        job=step_job(_bias(first), bias_rate * of_first / bias_unit, momentum),
         start=np.rint(first.bias / bias_unit).astype(np.int64),
     )  # fmt: skip
     scales = [
         Update(
             name=f"{master}.update", master=master, shape=(unit.n_out,), gradient_from=Gradient.LIST,
             gradient=f"{unit.name}.scale.gradient",
-            job=_job(weight_rate * of_gradient / GAMMA_UNIT, momentum, Image.HALVES, GAMMA_SHIFT),
+            job=step_job(
+                master, weight_rate * of_gradient / GAMMA_UNIT, momentum, Image.HALVES, GAMMA_SHIFT
+            ),
             image=table, start=group_norm.scale_start(scale),
         )
         for unit, master, table, scale, of_gradient in (
@@ -448,12 +452,7 @@ def _rows_of(weights: NDArray[np.int8]) -> NDArray[np.int64]:
 def _weight_job(lite: LiteRecord, which: int, rate: float, momentum: int) -> Job:
     unit_of_master = lite.units[which].steps[0] / (1 << WEIGHT_SHIFT)
     ratio = rate * _weight_gradient_step(lite, which) / unit_of_master
-    return _job(ratio, momentum, Image.BYTES, WEIGHT_SHIFT)
-
-
-def _job(ratio: float, momentum: int, image: Image = Image.NONE, image_shift: int = 0) -> Job:
-    rate, shift = multiplier_of(np.array([ratio]))
-    return Job(momentum=momentum, rate=int(rate[0]), rate_shift=shift, image=image, image_shift=image_shift)
+    return step_job(_weights(lite.units[which]), ratio, momentum, Image.BYTES, WEIGHT_SHIFT)
 
 
 # ---- names and words ---------------------------------------------------------------------------------------

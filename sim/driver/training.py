@@ -25,7 +25,6 @@ from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import Activation
 from hw.systolic.layer import Layer
 from hw.training.config import Image
-from hw.training.config import Update as Job
 from hw.training.operations import Update
 from sim.driver import group_norm, lite
 from sim.driver.formats import (
@@ -45,7 +44,7 @@ from sim.driver.formats import (
     weighted_step,
 )
 from sim.driver.passes import pass_over
-from sim.driver.words import Floats, bias_of, multiplier_of, output_of
+from sim.driver.words import Floats, bias_of, multiplier_of, output_of, step_job
 
 INPUT, WIDE_INPUT, TARGET, OUTPUT = "x", "x.wide", "minus target", "y"
 """Maps that are given (8, 16 and 16 bits; the target with its sign changed), and what the block makes."""
@@ -300,16 +299,15 @@ def _scaled(unit: UnitRecord, step: float, **more: Any) -> Epilogue:
 
 def _update(record: BlockRecord, unit: UnitRecord, descent: Descent) -> Update:
     per_pixel = _sums_unit(record, unit) / _pixels(record)
-    rate, shift = multiplier_of(np.array([descent.rate * per_pixel / master_unit(record, unit)]))
+    ratio = descent.rate * per_pixel / master_unit(record, unit)
     image = Image.BIAS if unit.norm is None else Image.NONE
     return Update(
         name=f"{unit.name}.update",
         master=_master(unit),
         shape=(unit.n_out,),
         gradient=_sums(record, unit),
-        job=Job(
-            momentum=descent.factor, rate=int(rate[0]), rate_shift=shift, image=image,
-            image_shift=0 if image == Image.NONE else MASTER_SHIFT,
+        job=step_job(
+            _master(unit), ratio, descent.factor, image, 0 if image == Image.NONE else MASTER_SHIFT
         ),
         image=None if image == Image.NONE else f"{unit.name}.table",
         start=np.rint(unit.bias / master_unit(record, unit)).astype(np.int64),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Real numbers to the words of an epilogue.
+"""Real numbers to the words of epilogues and updates.
 
 Each number is a real one over a power of two that all channels of a table share, as large as the word takes.
 """
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from hw.convolution.operations import Output
 from hw.epilogue.config import MAX_OUT_SHIFT, MAX_SHIFT, MULTIPLIER_BITS, SCALE_BITS, VALUE_BITS
+from hw.training.config import FACTOR_BITS, Image
+from hw.training.config import Update as Job
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +31,18 @@ def output_of(name: str, bits: int, values: Floats) -> Output:
     """int16 scales and a right shift, error at most 2^-16 of the largest."""
     integers, shift = fixed(values, (1 << (SCALE_BITS - 1)) - 1, MAX_OUT_SHIFT)
     return Output(name=name, bits=bits, scale=integers.astype(np.int16), shift=shift)
+
+
+def step_job(name: str, ratio: float, momentum: int, image: Image = Image.NONE, image_shift: int = 0) -> Job:
+    """The update of ``name`` by ``ratio`` of its units for each unit of its gradient.
+
+    ValueError where the rate behind it is too large or too small for a factor of 16 bits and a shift.
+    """
+    most = (1 << FACTOR_BITS) - 1
+    if not 2.0**-MAX_SHIFT <= ratio <= most:
+        raise ValueError(f"rate must move {name} by 2^-{MAX_SHIFT}..{most} of its units, not {ratio:g}")
+    rate, shift = fixed(np.array([ratio]), most, MAX_SHIFT)
+    return Job(momentum=momentum, rate=int(rate[0]), rate_shift=shift, image=image, image_shift=image_shift)
 
 
 def bias_of(values: Floats, unit: float) -> NDArray[np.int32]:

@@ -16,6 +16,7 @@ from hw.convolution.golden import run
 from sim.driver import formats, group_norm, training
 from sim.driver.formats import in_gradient_step, norm_format, out_step
 from sim.driver.training import Descent
+from sim.driver.words import FILL, WIDE_LIMIT
 from tests.hw.mutants import mutated
 
 CASES = {
@@ -212,6 +213,38 @@ def test_examples_of_another_shape_are_rejected(prepared, inputs, targets, messa
         quantise(block, Examples(inputs=torch.ones(inputs), targets=torch.ones(targets)))
 
 
+def test_large_scales_have_another_exponent(monkeypatch):
+    """12 beside 1: without it 12 would be 8, and the gradient far off."""
+    block = block_of(**CASES["group"])
+    with torch.no_grad():
+        for _, unit in units_of(block):
+            unit.norm.weight[1::4] = 12.0
+    examples = examples_of(block)
+    record = quantise(block, examples)
+    assert [formats.scale_exponent(unit) for unit in record.units] == [1, 1, 1]
+    made = first_step(record, examples)
+    assert max(distances_to_exact(record, made)) < 2e-3
+    for unit in record.units:  # the normed map itself
+        z = made[f"{unit.name}.z"].permute(2, 0, 1)[None].double() * norm_format(unit).sum_step
+        scale, bias = torch.from_numpy(unit.norm.scale), torch.from_numpy(unit.bias)
+        exact = F.group_norm(z, unit.n_out // 8, scale, bias, NORM_EPSILON)[0]
+        if unit.top:
+            found = made[f"{unit.name}.out"].permute(2, 0, 1) * unit.out_step
+            assert (found - exact.clamp(0, unit.out_step * 127)).abs().max() < 0.51 * unit.out_step
+    monkeypatch.setattr(formats, "scale_exponent", lambda unit: 0)
+    assert max(distances_to_exact(record, first_step(record, examples))) > 0.05
+
+
+def test_many_channels_of_a_depthwise_layer_lose_no_bits(prepared):
+    """Its sums are of one channel each."""
+    record = prepared["affine"][2]
+    wide = replace(
+        record.units[1], weights=np.full((1152, 1, 5, 5), 127, np.int8), steps=np.full(1152, 1.0),
+        gradient_peaks=np.full(1152, 3.0),
+    )  # fmt: skip
+    assert formats.weighted_step(wide) == pytest.approx(3 / (FILL * WIDE_LIMIT))
+
+
 def test_numbers_beyond_a_format_are_rejected(prepared):
     record = prepared["group"][2]
     large = replace(record.units[0], peak=130.0)
@@ -221,6 +254,12 @@ def test_numbers_beyond_a_format_are_rejected(prepared):
         formats.side_shift(32769)
     with pytest.raises(ValueError, match="momentum must be in"):
         Descent(rate=0.1, momentum=1)
+    assert Descent(rate=0.1, momentum=0.9999999).factor == 65535
+    for rate, found in ((1e12, r"\d"), (1e-30, r"\d")):
+        with pytest.raises(ValueError, match=rf"rate must move expand.bias by .*, not {found}"):
+            training.operations(record, Descent(rate=rate))
+    with pytest.raises(ValueError, match="trained scales of a must be below 8, not 9"):
+        group_norm.scale_output("a", np.array([1.0, 9.0]), 0)
 
 
 MUTANTS = [
@@ -233,7 +272,7 @@ MUTANTS = [
     ("group", "group_norm", "residual=slope.name", "residual=None"),
     ("group", "group_norm", "side_shift=of.side_shift", "side_shift=of.side_shift + 1"),
     ("group", "group_norm", "scaled = norm.scale", "scaled = norm.scale.mean() + 0 * norm.scale"),
-    ("group", "group_norm", "rint(scale /", "rint((0 * scale + scale.mean()) /"),
+    ("group", "group_norm", "rint(scale / unit", "rint((0 * scale + scale.mean()) / unit"),
     ("group", "formats", "FILL * VALUE_LIMIT / part), e2", "FILL * VALUE_LIMIT / part) - 12, e2"),
 ]  # fmt: skip
 
