@@ -30,7 +30,7 @@ UPDATE_BYTES = 2 * MASTER_BYTES + 2 + 1
 """Of an element: master read and written, gradient read, 8-bit weight written."""
 NORM_KERNELS = {"fwd": Kernel.NORM, "dgrad": Kernel.NORM_BACK, "wgrad": Kernel.NORM_GAMMA}
 NORM_BYTES = 2 * 8 + 8 + 8 + 3 * 2
-"""Of a channel: two sums and two weights read; state, multiplier and bias written. Of the gradient likewise."""
+"""Of a channel: two sums and two weights read; state, multiplier and bias written. Of the gradient alike."""
 
 
 def training_core(rows: int, columns: int) -> Core:
@@ -192,8 +192,8 @@ class _Lowering:
         """What the epilogue of an adjoint does: the mask of the unit before it and, without a group norm,
         the sums for that one's bias; or the sum with the shortcut's gradient."""
         inside = layer.name.endswith((".dw", ".project", ".conv2")) or layer.name == "classifier"
-        expanded = layer.block < 0 or layer.block >= len(self.backbone.blocks)
-        inside = inside and (expanded or not (layer.name.endswith(".dw") and self._lone_dw(layer)))
+        if layer.name.endswith(".dw") and self._lone_dw(layer):
+            inside = layer.block == 0  # its input is the stem's, with a ReLU6
         affine = self.backbone.norm == "affine" and layer.part == "main"
         planar = not affine or layer.name.endswith(".project")
         side = Side.MASK if inside else Side.RESIDUAL
@@ -246,21 +246,23 @@ def _product(*, rows: int, n_in: int, n_out: int) -> Convolution:
 
 
 def _weight_products(layer: Layer, name: str) -> Iterator[Task]:
-    """For each tap and group, output by input channels: a sum over pixels, in parts that are added up, turned
-    as the update reads it."""
-    n_pixels, groups = layer.h_out**2, layer.groups
-    for tap in range(layer.kernel**2 * groups):
+    """For each tap, output by input channels: the input shifted by it, a sum over pixels in parts that are
+    added up, and the result turned as the update reads it. Groups are computed as if they were one."""
+    n_pixels, back = layer.h_out**2, MapShape(height=layer.c_out, width=1, channels=layer.c_in, bits=16)
+    shift = DepthwiseLayer(
+        height=layer.h_in, width=layer.h_in, channels=layer.c_in, kernel=max(1, layer.kernel),
+        stride=layer.stride, padding=layer.kernel // 2, out_height=layer.h_out, out_width=layer.h_out,
+    )  # fmt: skip
+    for tap in range(max(1, layer.kernel) ** 2):
+        if layer.kernel > 1:
+            yield Task(name=f"{name}.{tap}.shift", of=shift, out_bits=(8,), planar=True)
         for first in range(0, n_pixels, MAX_CHANNELS):
+            n_in = min(MAX_CHANNELS, n_pixels - first)
             yield Task(
-                name=f"{name}.{tap}.{first}",
-                of=_product(
-                    rows=layer.c_out // groups, n_in=min(MAX_CHANNELS, n_pixels - first),
-                    n_out=layer.c_in // groups,
-                ),
+                name=f"{name}.{tap}.{first}", of=_product(rows=layer.c_out, n_in=n_in, n_out=layer.c_in),
                 out_bits=(16,), planar=True, side=Side.RESIDUAL if first else Side.NONE,
             )  # fmt: skip
-        of = MapShape(height=layer.c_out // groups, width=1, channels=layer.c_in // groups, bits=16)
-        yield Task(name=f"{name}.{tap}.out", of=of, out_bits=(16,), planar=True)
+        yield Task(name=f"{name}.{tap}.out", of=back, out_bits=(16,), planar=True)
 
 
 # ---- of a step ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Imports numpy at most.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ from .config import DepthwiseConfig, Pass
 from .layer import DepthwiseLayer, phases
 
 SUM_STAGES = 4
-"""Of the last group of products: operands, products, their sum, the output."""
-LATENCY_CYCLES = 2 + SUM_STAGES
+"""Of the last group of products: operands, products, their sum, the sum of the groups."""
+LATENCY_CYCLES = 3 + SUM_STAGES
 """With the groups of a window: its last step to its sums."""
 
 
@@ -91,16 +91,14 @@ class Unit:
         self.multiplied: _Window | None = None
         self.groups_left = 0
         self.stages = [False] * SUM_STAGES
-        """Whether a sum will leave; the last one is what ``o`` shows."""
-
-    @property
-    def out(self) -> bool:
+        """Whether a sum will be complete; of the last one, whether it is."""
+        self.out = False
         """Whether sums are offered."""
-        return self.stages[-1]
 
     def look(self, weight_offered: bool, pixel_offered: bool, taken: bool) -> None:
         """``taken``: sums, if there are any."""
-        self.flows = not self.out or taken
+        self.leaves = not self.out or taken
+        self.flows = not self.stages[-1] or self.leaves
         self.ends = self.multiplied is not None and self.groups_left == 1 and self.flows
         self.copies = self.window is not None and (self.multiplied is None or self.ends)
         self.shifts = self.window is None or self.copies
@@ -116,6 +114,8 @@ class Unit:
 
     def tick(self, of: Pass | None) -> None:
         """``of``: a pass that is taken."""
+        if self.leaves:
+            self.out = self.stages[-1]
         if self.flows:
             self.stages = [self.ends, *self.stages[:-1]]
             self.groups_left -= self.multiplied is not None
@@ -141,15 +141,20 @@ class Unit:
             self.loading, self.n_weights = of, of.n_taps
 
 
-def replay(passes: Sequence[Pass], config: DepthwiseConfig) -> list[np.ndarray]:
-    """Cycle of each output beat of each pass at full rate, from reset; the first transfer is cycle 1."""
+def replay(
+    passes: Sequence[Pass], config: DepthwiseConfig, taken: Callable[[int], bool] = lambda cycle: True
+) -> list[np.ndarray]:
+    """Cycle of each output beat of each pass, from reset; the first transfer is cycle 1.
+
+    Everything is there at once; sums are taken in the cycles that ``taken`` says.
+    """
     unit, waiting, stamps, cycle = Unit(config), deque(passes), list[int](), 1
     n_weights, n_pixels = sum(of.n_taps for of in passes), sum(of.height * of.width for of in passes)
     n_sums = [of.out_height * of.out_width for of in passes]
     while len(stamps) < sum(n_sums):
-        if unit.out:
+        if unit.out and taken(cycle):
             stamps.append(cycle)
-        unit.look(n_weights > 0, n_pixels > 0, True)
+        unit.look(n_weights > 0, n_pixels > 0, taken(cycle))
         n_weights -= unit.weight
         n_pixels -= unit.takes
         unit.tick(waiting.popleft() if waiting and unit.pass_ready else None)

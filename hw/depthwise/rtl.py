@@ -57,10 +57,12 @@ class Depthwise(wiring.Component):
 
         window = Signal(window_layout(self.config), reset_less=True)
         busy, flow, ends, takes = Signal(), Signal(), Signal(), Signal()
+        summed = Signal()
+        """A sum is complete. It moves to the output, so that the next one is made while it waits there."""
         word = Signal.like(weights.word)
         """Which the multipliers are at."""
         m.d.comb += [
-            flow.eq(~self.o.valid | self.o.ready),
+            flow.eq(~summed | ~self.o.valid | self.o.ready),
             ends.eq(word == weights.last_word[window.half]),
             windows.o.ready.eq(~busy | (flow & ends)),
             takes.eq(windows.o.valid & windows.o.ready),
@@ -74,13 +76,16 @@ class Depthwise(wiring.Component):
             m.d.sync += busy.eq(0)
         with m.If(takes):
             m.d.sync += [busy.eq(1), window.eq(windows.o.payload)]
-        self._sum(
-            m, flow, window, weights, {"valid": busy, "first": word == 0, "ends": ends, "last": window.last}
-        )
+        flags = {"valid": busy, "first": word == 0, "ends": ends, "last": window.last}
+        self._sum(m, flow, summed, window, weights, flags)
         return m
 
-    def _sum(self, m: Module, flow: Signal, window: data.View, weights: Weights, flags: dict) -> None:
-        """Operands, products, their sum, and the sum of the groups: a cycle each."""
+    def _sum(
+        self, m: Module, flow: Signal, summed: Signal, window: data.View, weights: Weights, flags: dict
+    ) -> None:
+        """Operands, products, their sum, the sum of the groups, and the output: a cycle each."""
+        last, moves = Signal(), Signal()
+        m.d.comb += moves.eq(~self.o.valid | self.o.ready)
         pixels = [self._chosen(m, window, tap, f"of_{n}") for n, tap in enumerate(weights.taps)]
         stages = []
         for name in ("operands", "products", "group"):
@@ -103,17 +108,18 @@ class Depthwise(wiring.Component):
                     ]
                 products.append(xw)
             group = Signal(signed(SUM_BITS), name=f"group{lane}", reset_less=True)
-            total = self.o.payload.data[lane]
+            total = Signal(signed(SUM_BITS), name=f"total{lane}", reset_less=True)
             with m.If(flow):
                 m.d.sync += [
                     group.eq(sum(products[1:], products[0])),
                     total.eq(Mux(flags["first"], 0, total) + group),
                 ]
+            with m.If(moves):
+                m.d.sync += self.o.payload.data[lane].eq(total)
         with m.If(flow):
-            m.d.sync += [
-                self.o.valid.eq(flags["valid"] & flags["ends"]),
-                self.o.payload.last.eq(flags["last"]),
-            ]
+            m.d.sync += [summed.eq(flags["valid"] & flags["ends"]), last.eq(flags["last"])]
+        with m.If(moves):
+            m.d.sync += [self.o.valid.eq(summed), self.o.payload.last.eq(last)]
 
     def _chosen(self, m: Module, window: data.View, tap: data.View, name: str) -> data.View:
         """The pixel at a tap's place."""

@@ -2,9 +2,13 @@
 """Depthwise unit: golden against PyTorch's layers and their gradients, RTL against golden and cycle model,
 mutants."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from amaranth import Module, Mux, Signal
+from amaranth.lib import wiring
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -15,7 +19,7 @@ from hw.depthwise.cycles import busy, layer_cycles, pass_cycles, replay
 from hw.depthwise.golden import depthwise, passed
 from hw.depthwise.layer import DepthwiseLayer, phases
 from hw.depthwise.rtl import Depthwise
-from hw.depthwise.vectors import cases
+from hw.depthwise.vectors import Task, case, cases
 from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import judge
 from tests.hw.mutants import mutated
@@ -312,9 +316,60 @@ MUTANTS = [
     ("carry lost", "rtl", "signed(MAP_BITS + WEIGHT_BITS), name", "signed(MAP_BITS + WEIGHT_BITS - 1), name"),
     ("weights without sign", "rtl", 'signed(WEIGHT_BITS), name=f"w', 'WEIGHT_BITS, name=f"w'),
     ("rows for columns", "rtl", "select(tap.x, [column.as_value()", "select(tap.y, [column.as_value()"),
-    ("overruns the output", "rtl", "flow.eq(~self.o.valid | self.o.ready)", "flow.eq(1)"),
-    ("drops last", "rtl", 'self.o.payload.last.eq(flags["last"])', "self.o.payload.last.eq(0)"),
+    ("overruns a sum that waits", "rtl", "flow.eq(~summed | ~self.o.valid | self.o.ready)", "flow.eq(1)"),
+    ("overruns the output", "rtl", "moves.eq(~self.o.valid | self.o.ready)", "moves.eq(1)"),
+    ("drops last", "rtl", "self.o.payload.last.eq(last)", "self.o.payload.last.eq(0)"),
 ]  # fmt: skip
+
+
+class Slow(wiring.Component):
+    """A unit whose sums are taken in the first two of six cycles only."""
+
+    def __init__(self, unit: Depthwise) -> None:
+        self.unit = unit
+        super().__init__(unit.signature)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.unit = unit = self.unit
+        count, opens = Signal(range(6)), Signal()
+        m.d.sync += count.eq(Mux(count == 5, 0, count + 1))
+        for name in ("i_pass", "i_weight", "i"):
+            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(unit, name))
+        m.d.comb += [
+            opens.eq(count < 2),
+            self.o.valid.eq(unit.o.valid & opens),
+            self.o.payload.eq(unit.o.payload),
+            unit.o.ready.eq(self.o.ready & opens),
+        ]
+        return m
+
+
+def slow_case():
+    """Three cycles of products for each sum; two sums of six cycles can be taken."""
+    (of,) = (one.of for one in phases(DepthwiseLayer(height=6, width=6, channels=2, padding=1)))
+    x, w = noise(1, 8, 6, 6, 2), noise(2, 8, 2, 3, 3)
+    stamps = np.concatenate(replay([of], SMALL, lambda cycle: (cycle - 1) % 6 < 2))
+    made = case("slow", [Task(of=of, x=x.numpy(), weights=w.numpy())], SMALL, np.random.default_rng(0))
+    return replace(made, expected_cycles={"o": stamps}), stamps
+
+
+def test_products_go_on_while_sums_wait():
+    """As many outputs as at full rate."""
+    slow, stamps = slow_case()
+    ((one, log),) = run_cases(Slow(Depthwise(SMALL)), [slow])
+    assert not judge(one, log).problems
+    assert stamps[-1] - stamps[1] == 3 * (len(stamps) - 2)
+
+
+def test_products_that_stop_while_sums_wait_are_noticed():
+    mutant = mutated(
+        "hw.depthwise.rtl", "flow.eq(~summed | ~self.o.valid | self.o.ready)",
+        "flow.eq(~self.o.valid | self.o.ready)",
+    )  # fmt: skip
+    slow, _ = slow_case()
+    ((one, log),) = run_cases(Slow(mutant.Depthwise(SMALL)), [slow])
+    assert judge(one, log).problems
 
 
 @pytest.mark.parametrize(("name", "module", "old", "new"), MUTANTS, ids=[m[0] for m in MUTANTS])
