@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from algo.anycost.architecture import GeneratorConfig, compute_macs, evolved, uniform_sub_generators
-from algo.files import write_atomically
+from benchmarks.output import write_files
 from benchmarks.plots import BLUE, GREY, ORANGE, VERMILION, style
 from sim.anycost import square_core, tasks
 from sim.convolution import Estimate, energy_pj, estimate, total
@@ -103,9 +103,7 @@ def write_latency(rows: list[dict[str, Any]], out: Path) -> list[Path]:
             data = io.BytesIO()
             figure.savefig(data, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else {})
             files[f"latency.{kind}"] = data.getvalue()
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [out / name for name in files]
+    return write_files(out, files)
 
 
 def print_latency(rows: list[dict[str, Any]], written: list[Path], *, as_json: bool) -> None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Tables and plots of the GAN experiments: a pure function of their saved results."""
 
-import io
-import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from algo.files import write_atomically
 from benchmarks.gan.elastic import MAIN, VARIANTS
 from benchmarks.gan.experiments import NAMES
 from benchmarks.gan.features import NAME
@@ -31,6 +28,7 @@ from benchmarks.gan.plots import (
     preview_figure,
     samples_figure,
 )
+from benchmarks.output import as_json_bytes, as_png, print_markdown, write_files
 from benchmarks.plots import style
 from benchmarks.quality.report import as_csv
 from benchmarks.quality.statistics import mean_and_half_interval
@@ -288,7 +286,7 @@ def write(folder: Path, out: Path) -> list[Path]:
     """``summary.json``, ``gan.md``, a CSV a table, plots as PNG, of what is there; returns the paths."""
     summary = summarise(folder)
     files = {
-        "summary.json": (json.dumps(summary, indent=1) + "\n").encode(),
+        "summary.json": as_json_bytes(summary),
         "gan.md": markdown(summary).encode(),
     }
     for name in SETUPS:
@@ -303,20 +301,11 @@ def write(folder: Path, out: Path) -> list[Path]:
         files["anycost.csv"] = as_csv(rows).encode()
     with style():
         for name, figure in _figures(folder, summary).items():
-            data = io.BytesIO()
-            figure.savefig(data, format="png", dpi=130)
-            files[f"{name}.png"] = data.getvalue()
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [out / name for name in files]
+            files[f"{name}.png"] = as_png(figure)
+    return write_files(out, files)
 
 
 def print_summary(folder: Path, written: list[Path], *, as_json: bool) -> None:
     """The tables on stdout, then the files written; or everything as JSON."""
     summary = summarise(folder)
-    if as_json:
-        print(json.dumps(summary, indent=1))
-        return
-    print(markdown(summary))
-    for path in written:
-        print(path)
+    print_markdown(summary, markdown(summary), written, as_json=as_json)

@@ -32,7 +32,7 @@ from algo.anycost.architecture import (
     published_macs,
     uniform_sub_generators,
 )
-from algo.files import write_atomically
+from benchmarks.output import write_files
 from benchmarks.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, style
 from benchmarks.quality.progress import Progress
 from benchmarks.quality.store import cached
@@ -220,9 +220,7 @@ def write_report(folder: Path, out: Path) -> list[Path]:
             data = io.BytesIO()
             figure.savefig(data, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else {})
             files[f"speed.{kind}"] = data.getvalue()
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [out / name for name in files]
+    return write_files(out, files)
 
 
 def print_costs(rows: list[dict[str, Any]], *, as_json: bool) -> None:

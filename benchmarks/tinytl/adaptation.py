@@ -4,8 +4,6 @@
 What the search finds is trained anew, like the whole network and random choices of the same memory.
 """
 
-import io
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from algo.evolution import Evolution
-from algo.files import write_atomically
 from algo.gan.data import ImageSet
 from algo.gan.loop import LoopConfig, run
 from algo.tinytl.adapt import SuperTransfer, adapted, memory_cost
@@ -27,6 +24,7 @@ from algo.tinytl.network import Network
 from algo.tinytl.transfer import TransferConfig
 from algo.tinytl.weights import pretrained
 from benchmarks.gan.report import table
+from benchmarks.output import as_json_bytes, as_png, print_markdown, write_files
 from benchmarks.plots import BLUE, GREY, VERMILION, style
 from benchmarks.quality.progress import Progress
 from benchmarks.quality.report import as_csv
@@ -214,28 +212,21 @@ def plot_rows(summary: dict[str, Any], ax: Axes) -> Axes:
 
 def write(folder: Path, out: Path) -> list[Path]:
     """``adaptation.md``, ``.csv``, ``.json`` and ``.png``; returns the paths."""
-    summary, data = summarise(folder), io.BytesIO()
+    summary = summarise(folder)
     with style():
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         plot_rows(summary, figure.subplots())
-        figure.savefig(data, format="png", dpi=130)
+        picture = as_png(figure)
     files = {
-        "adaptation.json": (json.dumps(summary, indent=1) + "\n").encode(),
+        "adaptation.json": as_json_bytes(summary),
         "adaptation.md": markdown(summary).encode(),
         "adaptation.csv": as_csv(summary["rows"]).encode(),
-        "adaptation.png": data.getvalue(),
+        "adaptation.png": picture,
     }
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [out / name for name in files]
+    return write_files(out, files)
 
 
 def print_summary(folder: Path, written: list[Path], *, as_json: bool) -> None:
     """The table on stdout, then the files written; or everything as JSON."""
     summary = summarise(folder)
-    if as_json:
-        print(json.dumps(summary, indent=1))
-        return
-    print(markdown(summary))
-    for path in written:
-        print(path)
+    print_markdown(summary, markdown(summary), written, as_json=as_json)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Table and plot of TinyTL's methods with several seeds: a pure function of the saved results."""
 
-import io
-import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from algo.files import write_atomically
 from algo.tinytl.architecture import METHODS
 from benchmarks.gan.report import table
+from benchmarks.output import as_json_bytes, as_png, print_markdown, write_files
 from benchmarks.plots import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, style
 from benchmarks.quality.report import as_csv
 from benchmarks.quality.statistics import mean_and_half_interval
@@ -175,26 +173,18 @@ def figure(summary: dict[str, Any]) -> Figure:
 def write(folder: Path, out: Path) -> list[Path]:
     """``summary.json``, ``transfer.md``, ``.csv`` and ``.png``; returns the paths."""
     summary = summarise(folder)
-    data = io.BytesIO()
     with style():
-        figure(summary).savefig(data, format="png", dpi=130)
+        picture = as_png(figure(summary))
     files = {
-        "summary.json": (json.dumps(summary, indent=1) + "\n").encode(),
+        "summary.json": as_json_bytes(summary),
         "transfer.md": markdown(summary).encode(),
         "transfer.csv": as_csv(summary["rows"]).encode(),
-        "transfer.png": data.getvalue(),
+        "transfer.png": picture,
     }
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [out / name for name in files]
+    return write_files(out, files)
 
 
 def print_summary(folder: Path, written: list[Path], *, as_json: bool) -> None:
     """The tables on stdout, then the files written; or everything as JSON."""
     summary = summarise(folder)
-    if as_json:
-        print(json.dumps(summary, indent=1))
-        return
-    print(markdown(summary))
-    for path in written:
-        print(path)
+    print_markdown(summary, markdown(summary), written, as_json=as_json)

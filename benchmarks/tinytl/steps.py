@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``quartet training``: estimated cycles, traffic and energy of TinyTL's steps on the convolution core."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from algo.files import write_atomically
 from algo.tinytl.architecture import BACKBONES, METHODS, Backbone, method
+from benchmarks.output import as_json_bytes, as_png, write_files
 from benchmarks.plots import BLACK, BLUE, ORANGE, SKY, VERMILION, style
 from benchmarks.quality.report import as_csv
 from benchmarks.tinytl.methods_report import LABELS
@@ -130,22 +129,19 @@ def plot_bars(rows: Sequence[dict[str, Any]], key: str, label: str, ax: Axes) ->
 
 def write_steps(rows: list[dict[str, Any]], layers: list[dict[str, Any]], out: Path) -> list[Path]:
     """``steps.json``, ``steps.csv``, ``layers.csv`` and ``steps.png``; returns the paths."""
-    data = io.BytesIO()
     with style():
         figure = Figure(figsize=(10.4, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         plot_bars(rows, "milliseconds", "ms of a step at 1 GHz (estimated)", left).legend(frameon=False)
         plot_bars(rows, "energy_mj", "mJ of a step (estimated)", right)
-        figure.savefig(data, format="png", dpi=130)
+        picture = as_png(figure)
     files = {
-        "steps.json": (json.dumps({"status": STATUS, "rows": rows}, indent=1) + "\n").encode(),
+        "steps.json": as_json_bytes({"status": STATUS, "rows": rows}),
         "steps.csv": as_csv(rows).encode(),
         "layers.csv": as_csv(layers).encode(),
-        "steps.png": data.getvalue(),
+        "steps.png": picture,
     }
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [out / name for name in files]
+    return write_files(out, files)
 
 
 def print_steps(
