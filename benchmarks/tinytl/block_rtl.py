@@ -42,19 +42,19 @@ def measured(
     from hw.registry import BLOCKS
 
     config, latency_cycles = convolution_config(chip), chip.dram_latency_cycles
-    todo = list(runs(operations, examples))
-    cases = [case_of(one, config, latency_cycles=latency_cycles) for one in todo]
+    steps = list(runs(operations, examples))
+    cases = [case_of(one, config, latency_cycles=latency_cycles) for one in steps]
     logs = verilated.run_cases(BLOCKS["convolution"], config, cases)
     cycles = tuple(int(log.since_first_input("o_done")[-1]) for log in logs)
-    models = [_model_cycles(one, config, latency_cycles) for one in todo]
+    models = [_model_cycles(one, config, latency_cycles) for one in steps]
     problems = [
         f"{one.name}: {problem}"
-        for one, case, log in zip(todo, cases, logs, strict=True)
+        for one, case, log in zip(steps, cases, logs, strict=True)
         for problem in judge(case, log).problems
     ]
     late = [
         f"{one.name}: done in cycle {cycle}, cycle model {model}"
-        for one, cycle, model in zip(todo, cycles, models, strict=True)
+        for one, cycle, model in zip(steps, cycles, models, strict=True)
         if cycle != model
     ]
     return Measured(
