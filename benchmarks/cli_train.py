@@ -309,7 +309,7 @@ def block(
     with user_input():
         from benchmarks.tinytl.block import prepare_block
         from hw.config import preset as chip_of
-        from sim.driver.training import Descent
+        from sim.driver.descent import Descent
 
         descent = Descent(rate=rate, momentum=momentum, weight_rate=weight_rate)
         task = prepare_block(

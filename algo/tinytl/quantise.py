@@ -7,6 +7,7 @@ range shrinks while the loss falls, so what was calibrated hardly saturates.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,7 @@ class LiteRecord:
     output is the normed map at scale 1, and ranges of gradients are those at a scale of :data:`LITE_SCALE`.
     """
 
+    name: str
     units: tuple[UnitRecord, UnitRecord]
     """Weights dense: 0 from one group to the other. One step for all of a unit's weights, with room above."""
     scale: Floats
@@ -124,6 +126,8 @@ class LiteRecord:
 class BlockRecord:
     """One inverted bottleneck: expansion or none, depthwise convolution, projection; see :func:`quantise`."""
 
+    name: str = ""
+    """What the names of its units, maps and lists begin with."""
     units: tuple[UnitRecord, ...]
     shortcut: bool
     out_peak: float
@@ -145,8 +149,8 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Values:
-    """Of one unit for all examples; gradients belong to the loss summed over pixels."""
+class Values:
+    """Of one unit for all examples; gradients belong to the loss summed over examples and pixels."""
 
     x: Tensor
     z: Tensor
@@ -157,12 +161,40 @@ class _Values:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Trace:
+class Trace:
     """A block's values for all examples."""
 
-    units: list[_Values]
+    x: Tensor
+    units: list[Values]
     out: Tensor
     in_gradient: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passed:
+    """A block's tensors in a forward pass, with their graph."""
+
+    x: Tensor
+    units: list[tuple[Tensor, Tensor, Tensor]]
+    """Input, sums and output of each."""
+    out: Tensor
+
+    def wanted(self) -> list[Tensor]:
+        """Those whose gradients :meth:`traced` takes, in order."""
+        return [self.x, *(value for _, z, u in self.units for value in (z, u))]
+
+    def traced(self, gradients: Sequence[Tensor]) -> Trace:
+        """With the gradients of :meth:`wanted`."""
+        of_x, *of_units = gradients
+        pairs = zip(of_units[::2], of_units[1::2], strict=True)
+        units = [values_of(unit, *pair) for unit, pair in zip(self.units, pairs, strict=True)]
+        return Trace(x=self.x.detach(), units=units, out=self.out.detach(), in_gradient=of_x)
+
+
+def values_of(unit: tuple[Tensor, Tensor, Tensor], of_z: Tensor, of_u: Tensor) -> Values:
+    """Input, sums and output of a unit, and the gradients of the last two."""
+    x, z, u = (value.detach() for value in unit)
+    return Values(x=x, z=z, u=u, z_gradient=of_z, u_gradient=of_u)
 
 
 def units_of(block: Bottleneck) -> list[tuple[str, Unit]]:
@@ -183,17 +215,56 @@ def quantise(block: Bottleneck, examples: Examples) -> BlockRecord:
     module whose weights are standardised (see :func:`released`) or whose output is not half the block's.
     """
     _check(block, examples)
-    trace = _traced(block, examples)
+    of = passed(block, examples.inputs.detach().clone().requires_grad_())
+    if of.out.shape != examples.targets.shape:
+        sizes = [list(of.out.shape), list(examples.targets.shape)]
+        raise ValueError(f"targets must be as large as outputs, {sizes[0]}, not {sizes[1]}")
+    loss = (of.out - examples.targets).square().sum() / 2
+    trace = of.traced(torch.autograd.grad(loss, of.wanted()))
+    return block_record(block, trace, peak(trace.x) / ACTIVATION_LIMIT, out_peak=peak(examples.targets))
+
+
+def passed(block: Bottleneck, x: Tensor) -> Passed:
+    """Forward."""
+    made, value = [], x
+    for _, unit in units_of(block):
+        made.append(passed_unit(unit, value))
+        value = activated(unit, made[-1][2])
+    out = value + x if block.block.has_shortcut else value
+    if block.lite:
+        out = out + block.lite(x, out.shape[-1])
+    return Passed(x=x, units=made, out=out)
+
+
+def passed_unit(unit: Unit, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, sums and output before the activation."""
+    z = unit.conv(x)
+    return x, z, unit.norm(z)
+
+
+def activated(unit: Unit, u: Tensor) -> Tensor:
+    """What follows a unit's norm."""
+    return u.clamp(0, TOP) if unit.act else u
+
+
+def block_record(
+    block: Bottleneck, trace: Trace, in_step: float, *, name: str = "", out_peak: float = 0.0
+) -> BlockRecord:
+    """``in_step``: of the 8-bit input; ``out_peak``: of what else is stored in the steps of the output."""
     shortcut, lite = block.block.has_shortcut, block.lite is not None
-    wide = [trace.out, trace.units[-1].u, examples.targets, *([examples.inputs] if shortcut or lite else [])]
-    in_steps = [_peak(examples.inputs) / ACTIVATION_LIMIT, *(_step(v.x, TOP) for v in trace.units[1:]), 0.0]
+    wide = [trace.out, trace.units[-1].u, *([trace.x] if shortcut or lite else [])]
+    in_steps = [in_step, *(step_of(v.x, TOP) for v in trace.units[1:]), 0.0]
     units = zip(units_of(block), trace.units, in_steps, in_steps[1:], strict=False)
     return BlockRecord(
-        units=tuple(_unit(*named, values, *steps) for named, values, *steps in units),
+        name=name,
+        units=tuple(
+            unit_record(f"{name}{of}", unit, values, before, after)
+            for (of, unit), values, before, after in units
+        ),
         shortcut=shortcut,
-        out_peak=max(map(_peak, wide)),
-        in_gradient_peak=_peak(trace.in_gradient),
-        lite=_lite(block.lite, examples, trace) if block.lite else None,
+        out_peak=max(out_peak, *map(peak, wide)),
+        in_gradient_peak=peak(trace.in_gradient),
+        lite=_lite(f"{name}lite", block.lite, trace) if block.lite else None,
     )
 
 
@@ -224,34 +295,8 @@ def _check(block: Bottleneck, examples: Examples) -> None:
         )
 
 
-def _traced(block: Bottleneck, examples: Examples) -> _Trace:
-    x = examples.inputs.detach().clone().requires_grad_()
-    made, value = [], x
-    for _, unit in units_of(block):
-        z = unit.conv(value)
-        u = unit.norm(z)
-        made.append((value, z, u))
-        value = u.clamp(0, TOP) if unit.act else u
-    out = value + x if block.block.has_shortcut else value
-    if block.lite:
-        out = out + block.lite(x, out.shape[-1])
-    if out.shape != examples.targets.shape:
-        sizes = [list(out.shape), list(examples.targets.shape)]
-        raise ValueError(f"targets must be as large as outputs, {sizes[0]}, not {sizes[1]}")
-    loss = (out - examples.targets).square().sum() / 2
-    wanted = [x, *(v for _, z, u in made for v in (z, u))]
-    in_gradient, *gradients = torch.autograd.grad(loss, wanted)
-    return _Trace(
-        units=[
-            _Values(x=x.detach(), z=z.detach(), u=u.detach(), z_gradient=of_z, u_gradient=of_u)
-            for (x, z, u), of_z, of_u in zip(made, gradients[::2], gradients[1::2], strict=True)
-        ],
-        out=out.detach(),
-        in_gradient=in_gradient,
-    )
-
-
-def _unit(name: str, unit: Unit, v: _Values, in_step: float, out_step: float) -> UnitRecord:
+def unit_record(name: str, unit: Unit, v: Values, in_step: float, out_step: float) -> UnitRecord:
+    """A convolution with its norm; steps of the 8-bit maps read and written."""
     grouped, scale = unit.norm.kind == "group", unit.norm.weight.detach().double()
     weight = unit.conv.kernel().detach().double()
     weights, steps = _rounded(weight if grouped else weight * scale[:, None, None, None])
@@ -262,7 +307,7 @@ def _unit(name: str, unit: Unit, v: _Values, in_step: float, out_step: float) ->
     )  # fmt: skip
 
 
-def _record(name: str, of: Conv, v: _Values, *, bias: Tensor, top: float | None, **more: Any) -> UnitRecord:
+def _record(name: str, of: Conv, v: Values, *, bias: Tensor, top: float | None, **more: Any) -> UnitRecord:
     bias, kernel, size = bias.detach().double(), of.weight.shape[-1], v.x.shape[-1]
     parts = v.u, bias, v.u - bias[:, None, None], torch.tensor(TOP if top == TOP else 0.0)
     return UnitRecord(
@@ -275,15 +320,15 @@ def _record(name: str, of: Conv, v: _Values, *, bias: Tensor, top: float | None,
         padding=padding_of(size, kernel, of.stride, of.padding)[0],
         bias=bias.numpy(),
         top=top,
-        peak=max(map(_peak, parts)),
+        peak=max(map(peak, parts)),
         gradient_peaks=_peaks(v.u_gradient),
         **more,
     )
 
 
-def _lite(lite: Lite, examples: Examples, trace: _Trace) -> LiteRecord:
+def _lite(name: str, lite: Lite, trace: Trace) -> LiteRecord:
     """Forward as it is; backward from the block's gradient with the second norm's scale at LITE_SCALE."""
-    x = F.avg_pool2d(examples.inputs.detach(), 2).requires_grad_()
+    x = F.avg_pool2d(trace.x, 2).requires_grad_()
     weights = [of.weight.detach().clone().requires_grad_() for of in (lite.conv1, lite.conv2)]
     with torch.enable_grad():
         z1 = conv(x, weights[0], lite.conv1.stride, LITE_GROUPS, "symmetric")
@@ -299,29 +344,30 @@ def _lite(lite: Lite, examples: Examples, trace: _Trace) -> LiteRecord:
             torch.autograd.grad(enlarged, weights, gradient * here[:, None, None, None], retain_graph=True)
             for here in torch.eye(len(x))
         ]
-    first = _Values(x=x.detach(), z=z1.detach(), u=u1.detach(), z_gradient=of_maps[0], u_gradient=of_maps[1])
-    second = _Values(x=a1.detach(), z=z2.detach(), u=u2.detach(), z_gradient=of_maps[2], u_gradient=of_u2)
-    ones, out_step = torch.ones(len(u2[0]), dtype=torch.float64), _step(second.x, math.inf)
+    first = Values(x=x.detach(), z=z1.detach(), u=u1.detach(), z_gradient=of_maps[0], u_gradient=of_maps[1])
+    second = Values(x=a1.detach(), z=z2.detach(), u=u2.detach(), z_gradient=of_maps[2], u_gradient=of_u2)
+    ones, out_step = torch.ones(len(u2[0]), dtype=torch.float64), step_of(second.x, math.inf)
     integers = [
-        _rounded_together(dense(w.detach().double(), g))
+        rounded_together(dense(w.detach().double(), g))
         for w, g in zip(weights, (LITE_GROUPS, 1), strict=True)
     ]
     return LiteRecord(
+        name=name,
         units=(
             _record(
-                "lite.conv1", lite.conv1, first, weights=integers[0][0], steps=integers[0][1],
-                bias=lite.norm1.bias, top=math.inf, in_step=_peak(x) / ACTIVATION_LIMIT, out_step=out_step,
+                f"{name}.conv1", lite.conv1, first, weights=integers[0][0], steps=integers[0][1],
+                bias=lite.norm1.bias, top=math.inf, in_step=peak(x) / ACTIVATION_LIMIT, out_step=out_step,
                 norm=_norm(first, lite.norm1.weight.detach().double()),
             ),
             _record(
-                "lite.conv2", lite.conv2, second, weights=integers[1][0], steps=integers[1][1],
+                f"{name}.conv2", lite.conv2, second, weights=integers[1][0], steps=integers[1][1],
                 bias=0 * ones, top=None, in_step=out_step, out_step=0.0, norm=_norm(second, ones),
             ),
         ),
         scale=lite.norm2.weight.detach().double().numpy(),
-        weight_gradient_peaks=(max(_peak(g[0]) for g in of_weights), max(_peak(g[1]) for g in of_weights)),
-        enlarged_gradient_peak=_peak(of_u2) / LITE_SCALE,
-        pooled_gradient_peak=_peak(of_x),
+        weight_gradient_peaks=(max(peak(g[0]) for g in of_weights), max(peak(g[1]) for g in of_weights)),
+        enlarged_gradient_peak=peak(of_u2) / LITE_SCALE,
+        pooled_gradient_peak=peak(of_x),
     )  # fmt: skip
 
 
@@ -335,18 +381,18 @@ def dense(weight: Tensor, groups: int) -> Tensor:
     )
 
 
-def _norm(v: _Values, scale: Tensor) -> NormRecord:
+def _norm(v: Values, scale: Tensor) -> NormRecord:
     shape = len(v.z), -1, GROUP_CHANNELS * v.z.shape[2] * v.z.shape[3]
     z, scaled = (x.double().reshape(shape) for x in (v.z, v.u_gradient * scale[:, None, None]))
     inverse = (z.var(2, unbiased=False, keepdim=True) + NORM_EPSILON).rsqrt()
     slope = (scaled * (z - z.mean(2, keepdim=True)) * inverse).mean(2, keepdim=True) * inverse**2
     return NormRecord(
         scale=scale.numpy(),
-        sum_peak=_peak(z),
-        inverse_peak=_peak(inverse),
-        scaled_peak=_peak(scaled),
-        slope_peak=_peak(slope),
-        part_peak=max(_peak(scaled * inverse), _peak(slope * z)),
+        sum_peak=peak(z),
+        inverse_peak=peak(inverse),
+        scaled_peak=peak(scaled),
+        slope_peak=peak(slope),
+        part_peak=max(peak(scaled * inverse), peak(slope * z)),
         sum_gradient_peaks=_peaks(v.z_gradient),
     )
 
@@ -357,15 +403,15 @@ def _rounded(weight: Tensor) -> tuple[NDArray[np.int8], Floats]:
     return (weight / steps[:, None, None, None]).round().to(torch.int8).numpy(), steps.numpy()
 
 
-def _rounded_together(weight: Tensor) -> tuple[NDArray[np.int8], Floats]:
+def rounded_together(weight: Tensor) -> tuple[NDArray[np.int8], Floats]:
     """int8 of one step, given for each output."""
-    step = WEIGHT_HEADROOM * _peak(weight) / WEIGHT_LIMIT
+    step = WEIGHT_HEADROOM * peak(weight) / WEIGHT_LIMIT
     return (weight / step).round().to(torch.int8).numpy(), np.full(len(weight), step)
 
 
-def _step(x: Tensor, top: float) -> float:
-    """Of a map behind ReLU6 or ReLU, 0..127."""
-    return min(top, HEADROOM * _peak(x)) / ACTIVATION_LIMIT
+def step_of(x: Tensor, top: float = math.inf) -> float:
+    """Of a map of 8 bits; ``top``: of an activation before it."""
+    return min(top, HEADROOM * peak(x)) / ACTIVATION_LIMIT
 
 
 def _peaks(x: Tensor) -> Floats:
@@ -373,5 +419,6 @@ def _peaks(x: Tensor) -> Floats:
     return x.abs().amax((0, 2, 3)).double().clamp(min=TINY).numpy()
 
 
-def _peak(x: Tensor) -> float:
+def peak(x: Tensor) -> float:
+    """Largest absolute value, at least TINY."""
     return max(float(x.detach().abs().max()), TINY)

@@ -32,7 +32,7 @@ from hw.config import ChipConfig
 from hw.convolution.golden import run
 from hw.convolution.operations import Operation
 from sim.driver import lite, training
-from sim.driver.training import Descent
+from sim.driver.descent import Descent
 
 DARK_CONTRAST, DARK_SHIFT = 0.35, -0.4
 """x -> 0.35 x - 0.4, of pictures in about -1..1."""

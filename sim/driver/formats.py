@@ -12,10 +12,11 @@ import numpy as np
 
 from algo.tinytl.architecture import NORM_EPSILON
 from algo.tinytl.quantise import BlockRecord, NormRecord, UnitRecord
+from hw.convolution.operations import Output
 from hw.epilogue.config import MAX_SHIFT, MAX_SIDE_SHIFT, MULTIPLIER_BITS, VALUE_BITS
 from hw.systolic.config import ACCUMULATOR_BITS
 from hw.training.config import GAMMA_BITS, GAMMA_FRACTION_BITS, NORM_FRACTION_BITS, Norm, NormBack
-from sim.driver.words import FILL, VALUE_LIMIT, WIDE_LIMIT
+from sim.driver.words import FILL, VALUE_LIMIT, WIDE_LIMIT, output_of
 
 WIDE_SHIFT = VALUE_BITS - 17
 """Bits of a value below the unit of a map of 16 bits: one less than there is room for, as maps are added."""
@@ -28,6 +29,19 @@ GAMMA_SHIFT = 12
 SUM_LIMIT = (1 << (ACCUMULATOR_BITS - 1)) - 1
 NORM_UNIT = 2.0**-NORM_FRACTION_BITS
 """Of a normalised value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapFormat:
+    """A map that is written for one reader: its name, bits, and the value of its unit."""
+
+    name: str
+    bits: int
+    step: float
+
+    def output(self, channels: int, unit: float) -> Output:
+        """From values in units of ``unit``."""
+        return output_of(self.name, self.bits, np.full(channels, unit / self.step))
 
 
 def out_step(record: BlockRecord) -> float:
@@ -63,21 +77,20 @@ def scale_unit(unit: UnitRecord) -> float:
     return GAMMA_UNIT * (1 << scale_exponent(unit))
 
 
-def value_unit(record: BlockRecord, unit: UnitRecord) -> float:
-    """Of u and the bias, in 24 bits."""
-    if unit.norm is not None:
-        limit = norm_unit(unit) * VALUE_LIMIT
-        if unit.peak > limit:
-            raise ValueError(f"values of {unit.name} must be below {limit:g}, not {unit.peak:g}")
-        return norm_unit(unit)
-    if unit is record.units[-1]:
-        return out_step(record) / (1 << WIDE_SHIFT)
-    return unit.peak / (FILL * VALUE_LIMIT)
+def value_unit(unit: UnitRecord) -> float:
+    """Of u and the bias, in 24 bits; but see :func:`out_unit`."""
+    if unit.norm is None:
+        return unit.peak / (FILL * VALUE_LIMIT)
+    limit = norm_unit(unit) * VALUE_LIMIT
+    if unit.peak > limit:
+        raise ValueError(f"values of {unit.name} must be below {limit:g}, not {unit.peak:g}")
+    return norm_unit(unit)
 
 
-def master_unit(record: BlockRecord, unit: UnitRecord) -> float:
-    """Of a bias in 32 bits."""
-    return value_unit(record, unit) / (1 << MASTER_SHIFT)
+def out_unit(record: BlockRecord) -> float:
+    """Of u and the bias of a block's last unit, in 24 bits."""
+    last = record.units[-1]
+    return out_step(record) / (1 << WIDE_SHIFT) if last.norm is None else value_unit(last)
 
 
 def gradient_unit(unit: UnitRecord) -> float:
@@ -85,13 +98,8 @@ def gradient_unit(unit: UnitRecord) -> float:
     return float(unit.gradient_peaks.max()) / (FILL * VALUE_LIMIT)
 
 
-def distance_unit(record: BlockRecord) -> float:
-    """Of the distance to the target, in 24 bits."""
-    return out_step(record) / (1 << WIDE_SHIFT)
-
-
 def out_gradient_step(record: BlockRecord) -> float:
-    """Of the map of the gradient of the output, which is the distance to the target."""
+    """Of the map of the gradient of the output."""
     return float(record.units[-1].gradient_peaks.max()) / (FILL * WIDE_LIMIT)
 
 
@@ -104,6 +112,13 @@ def in_gradient_shift(record: BlockRecord) -> int:
 def in_gradient_step(record: BlockRecord) -> float:
     """Of the map of the gradient of the input."""
     return record.in_gradient_peak / (FILL * WIDE_LIMIT)
+
+
+def in_gradient_unit(record: BlockRecord) -> float:
+    """Of the gradient of the input, in 24 bits."""
+    if record.lite is not None:
+        return in_gradient_step(record) / (1 << WIDE_SHIFT)
+    return out_gradient_step(record) / (1 << in_gradient_shift(record))
 
 
 def weighted_step(unit: UnitRecord, growth: float = 1.0) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Passes over a map: a depthwise layer with kernel 1, whose epilogue does the work."""
+"""Epilogues that scale all channels alike; passes over a map, for the sake of the epilogue."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algo.tinytl.quantise import UnitRecord
-from hw.convolution.operations import Depthwise, Epilogue
+from hw.convolution.operations import Depthwise, Epilogue, MapShape, Output, Transposed
 from hw.depthwise.layer import DepthwiseLayer
 from sim.driver.formats import WIDE_SHIFT
-from sim.driver.words import multiplier_of
+from sim.driver.words import multiplier_of, output_of
 
 
 def pass_over(
@@ -33,3 +33,24 @@ def pass_over(
         weights=(ones if signs is None else signs)[:, None, None],
         epilogue=Epilogue(**fields),
     )
+
+
+def transposed(source: str, height: int, width: int, channels: int, name: str) -> Transposed:
+    """Of a map of 16 bits, exactly."""
+    return Transposed(
+        name=name,
+        shape=MapShape(height=height, width=width, channels=channels, bits=16),
+        source=source,
+        epilogue=scaled(height * width, 1 << WIDE_SHIFT, outputs=(whole(name, height * width),)),
+    )
+
+
+def scaled(channels: int, factor: float, **more: Any) -> Epilogue:
+    """Values are the sums times ``factor``; ``more`` fields of the epilogue."""
+    multiplier, shift = multiplier_of(np.full(channels, float(factor)))
+    return Epilogue(multiplier=multiplier, shift=shift, bias=np.zeros(channels, np.int32), **more)
+
+
+def whole(name: str, channels: int, bits: int = 16) -> Output:
+    """Values less the bits below the map's unit."""
+    return output_of(name, bits, np.full(channels, 1 / (1 << WIDE_SHIFT)))

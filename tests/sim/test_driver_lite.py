@@ -12,9 +12,10 @@ from algo.tinytl.architecture import LITE_GROUPS, NORM_EPSILON, Backbone, Block
 from algo.tinytl.network import Bottleneck, Lite
 from algo.tinytl.quantise import Examples, dense, loss_of, quantise, released, units_of
 from hw.convolution.golden import run
-from sim.driver import lite, training
+from sim.driver import block as blocks
+from sim.driver import lite, training, units
+from sim.driver.descent import Descent
 from sim.driver.formats import in_gradient_step, norm_format, out_step
-from sim.driver.training import Descent
 from tests.hw.mutants import mutated
 from tests.sim.test_driver_training import distance, examples_of, maps_of
 
@@ -177,21 +178,23 @@ def test_what_a_lite_module_cannot_be(prepared):
 
 
 MUTANTS = [
-    ("lite", "swapaxes(0, 1)[..., ::-1, ::-1]", "swapaxes(0, 1)"),
-    ("lite", "masked_by=None if which else GROUPS", "masked_by=None"),
-    ("lite", "weights[:, y, x] = 1", "weights[:, x, y] = 1"),
+    ("weights", "swapaxes(0, 1)[..., ::-1, ::-1]", "swapaxes(0, 1)"),
+    ("lite", "mask=None if which else lite.name + GROUPS", "mask=None"),
+    ("lite", "single[:, y, x] = 1", "single[:, x, y] = 1"),
     ("lite", 'product=f"{unit.name}.z"', 'product=f"{lite.units[0].name}.z"'),
     ("lite", "out_gradient_step(record) / 16 /", "out_gradient_step(record) / 8 /"),
     ("lite", "np.outer([1, 3, 3, 1], [1, 3, 3, 1])", "np.outer([1, 3, 3, 1], [2, 2, 2, 2])"),
     ("group_norm", "name, norm.scale, up", "name, 0 * norm.scale + 1, up"),
 ]
+USERS = {"lite": [blocks, training], "weights": [lite], "group_norm": [units, lite]}
+"""Modules that have another one by its name."""
 
 
 @pytest.mark.parametrize(("module", "old", "new"), MUTANTS)
 def test_mutant_is_caught(prepared, monkeypatch, module, old, new):
     _, examples, record = prepared["group"]
     broken = mutated(f"sim.driver.{module}", old, new)
-    for of in (training, lite) if module == "group_norm" else (training,):
+    for of in USERS[module]:
         monkeypatch.setattr(of, module, broken)
     found = errors(record, first_step(record, examples))
     assert max(found.values()) > 1e-3

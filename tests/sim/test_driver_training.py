@@ -13,9 +13,9 @@ from algo.tinytl.architecture import NORM_EPSILON, Backbone, Block
 from algo.tinytl.network import Bottleneck
 from algo.tinytl.quantise import Examples, loss_of, quantise, units_of
 from hw.convolution.golden import run
-from sim.driver import formats, group_norm, training
+from sim.driver import block, formats, group_norm, training, units
+from sim.driver.descent import Descent
 from sim.driver.formats import in_gradient_step, norm_format, out_step
-from sim.driver.training import Descent
 from sim.driver.words import FILL, WIDE_LIMIT
 from tests.hw.mutants import mutated
 
@@ -56,14 +56,14 @@ def examples_of(block, n=4, size=9, seed=1):
         return Examples(inputs=inputs, targets=teacher(inputs))
 
 
-def maps_of(record, examples, i, of=training):
+def maps_of(record, examples, i):
     one = (examples.inputs[i].double().numpy(), examples.targets[i].double().numpy())
-    return {name: torch.from_numpy(values) for name, values in of.given(record, *one).items()}
+    return {name: torch.from_numpy(values) for name, values in training.given(record, *one).items()}
 
 
-def first_step(record, examples, of=training):
-    step = of.operations(record, Descent(rate=0.1), input_gradient=True)
-    return run(step, maps_of(record, examples, 0, of))
+def first_step(record, examples):
+    step = training.operations(record, Descent(rate=0.1), input_gradient=True)
+    return run(step, maps_of(record, examples, 0))
 
 
 def exact_gradients(record, made):
@@ -98,11 +98,11 @@ def distance(found, exact):
     return float(np.linalg.norm(np.asarray(found) - np.asarray(exact)) / np.linalg.norm(exact))
 
 
-def distances_to_exact(record, made, of=training):
+def distances_to_exact(record, made):
     """Of all biases' gradients and of the input's."""
     pixels = record.units[-1].out_size ** 2
     exact, of_input = exact_gradients(record, made)
-    found = [of.bias_gradient(record, unit, made) * pixels for unit in record.units]
+    found = [training.bias_gradient(record, unit, made) * pixels for unit in record.units]
     in_gradient = made["x.gradient"].permute(2, 0, 1) * in_gradient_step(record)
     return [*map(distance, found, exact), distance(in_gradient, of_input)]
 
@@ -263,11 +263,11 @@ def test_numbers_beyond_a_format_are_rejected(prepared):
 
 
 MUTANTS = [
-    ("affine", "training", "16, unit.steps * step /", "16, (0 * unit.steps + unit.steps.mean()) * step /"),
-    ("affine", "training", "[:, ::-1, ::-1]", "[:, :, :]"),
-    ("affine", "training", 'masked_by=f"{before.name}.mask", ', ""),
-    ("affine", "training", "residual=OUT_GRADIENT if record.shortcut else None", "residual=None"),
-    ("affine, stride 2", "training", "if unit.stride == 1:", "if True:"),
+    ("affine", "units", "16, unit.steps * step /", "16, (0 * unit.steps + unit.steps.mean()) * step /"),
+    ("affine", "units", "[:, ::-1, ::-1]", "[:, :, :]"),
+    ("affine", "units", '"masked_by": f"{unit.name}.mask", ', ""),
+    ("affine", "block", 'fields |= {"residual"', 'fields |= {} and {"residual"'),
+    ("affine, stride 2", "units", "if unit.stride == 1:", "if True:"),
     ("group", "group_norm", ", signs=signs", ""),
     ("group", "group_norm", "residual=slope.name", "residual=None"),
     ("group", "group_norm", "side_shift=of.side_shift", "side_shift=of.side_shift + 1"),
@@ -275,16 +275,21 @@ MUTANTS = [
     ("group", "group_norm", "rint(scale / unit", "rint((0 * scale + scale.mean()) / unit"),
     ("group", "formats", "FILL * VALUE_LIMIT / part), e2", "FILL * VALUE_LIMIT / part) - 12, e2"),
 ]  # fmt: skip
+USERS = {
+    "block": [training],
+    "units": [block, training],
+    "group_norm": [units],
+}
+"""Modules that have another one by its name."""
 
 
 @pytest.mark.parametrize(("case", "module", "old", "new"), MUTANTS)
 def test_mutant_is_caught(prepared, monkeypatch, case, module, old, new):
     _, examples, record = prepared[case]
     broken = mutated(f"sim.driver.{module}", old, new)
+    for user in USERS.get(module, []):
+        monkeypatch.setattr(user, module, broken)
     if module == "formats":
-        monkeypatch.setattr(group_norm, "norm_format", broken.norm_format)
-        monkeypatch.setattr(training, "norm_format", broken.norm_format)
-    elif module == "group_norm":
-        monkeypatch.setattr(training, "group_norm", broken)
-    of = broken if module == "training" else training
-    assert max(distances_to_exact(record, first_step(record, examples, of))) > 1e-3
+        for user in (group_norm, units):
+            monkeypatch.setattr(user, "norm_format", broken.norm_format)
+    assert max(distances_to_exact(record, first_step(record, examples))) > 1e-3

@@ -12,7 +12,7 @@ from hw.harness import verilated
 from hw.harness.job import judge
 from hw.registry import BLOCKS
 from sim.driver import training
-from sim.driver.training import Descent
+from sim.driver.descent import Descent
 from tests.sim import test_driver_lite, test_driver_training
 from tests.sim.test_driver_training import CASES, examples_of, maps_of
 
