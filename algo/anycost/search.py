@@ -4,8 +4,10 @@
 Anycost GAN describes such a search and publishes its results, not the search.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from random import Random
 
 from algo.anycost.architecture import GeneratorConfig, SubGenerator
@@ -24,9 +26,13 @@ class SearchConfig(Evolution):
     mutate_width: float = 0.1
     """Probability for each layer of a mutant."""
     mutate_resolution: float = 0.5
+    step_channels: int | None = None
+    """Widths between those that training draws are tried too, in steps of so many; None: none of them."""
 
     def __post_init__(self) -> None:
         Evolution.__post_init__(self)  # slots: super() would not find it
+        if self.step_channels is not None and self.step_channels < 1:
+            raise ValueError(f"step_channels must be at least 1, not {self.step_channels}")
         for name in ("mutate_width", "mutate_resolution"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
@@ -58,12 +64,14 @@ def evolve(
 ) -> Found:
     """The fittest sub-generator that costs at most ``budget``.
 
-    Each layer has the widths of :meth:`~algo.anycost.architecture.GeneratorConfig.choices`; ``resolutions``
-    (by default the full one) may end it. ``start`` joins the first population, where affordable. Each
-    sub-generator is evaluated once; ties go to the one met first. ValueError where nothing affordable is
-    found.
+    Each layer has the widths of :meth:`~algo.anycost.architecture.GeneratorConfig.choices`, or also those
+    between them (``config``); ``resolutions`` (by default the full one) may end it. A candidate spends the
+    budget: random layers become narrower until it is affordable, then wider while it is. ``start`` joins the
+    first population as it is, where affordable. Each sub-generator is evaluated once; ties go to the one met
+    first. ValueError where nothing affordable is found.
     """
-    space = _Space(shape, tuple(resolutions) or (shape.resolution,), config)
+    cost = cache(cost)
+    space = _Space(shape, tuple(resolutions) or (shape.resolution,), config, cost, budget)
     checked = [shape.checked(sub) for sub in start if cost(sub) <= budget]
     best = fittest(space, cost, budget, fitness, config, start=checked, on_generation=on_generation)
     return Found(best.candidate, best.cost, best.fitness, best.history, best.n_evaluated)
@@ -76,32 +84,59 @@ class _Space:
     shape: GeneratorConfig
     ends: tuple[int, ...]
     config: SearchConfig
+    cost: Cost
+    budget: float
 
     @property
     def cheapest(self) -> SubGenerator:
         """Lowest and narrowest."""
-        shape = self.shape
-        return SubGenerator(min(self.ends), tuple(shape.choices(i)[0] for i in range(shape.n_styles)))
+        return SubGenerator(min(self.ends), tuple(widths[0] for widths in self.options))
+
+    @cached_property
+    def options(self) -> tuple[tuple[int, ...], ...]:
+        """Widths that each layer may have, ascending."""
+        choices = [self.shape.choices(i) for i in range(self.shape.n_styles)]
+        step = self.config.step_channels
+        if step is None:
+            return tuple(choices)
+        return tuple(tuple(sorted({*widths, *range(widths[0], widths[-1], step)})) for widths in choices)
 
     def drawn(self, rng: Random) -> SubGenerator:
         """Each layer narrowest with one probability drawn for all, else random: small budgets are met too."""
         narrow = rng.random()
         widths = tuple(
-            choices[0] if rng.random() < narrow else rng.choice(choices)
-            for choices in map(self.shape.choices, range(self.shape.n_styles))
+            options[0] if rng.random() < narrow else rng.choice(options) for options in self.options
         )
-        return SubGenerator(rng.choice(self.ends), widths)
+        return self._spent(SubGenerator(rng.choice(self.ends), widths), rng)
 
     def mutant(self, parent: SubGenerator, rng: Random) -> SubGenerator:
         """Some layers, and maybe the resolution, drawn anew."""
         widths = tuple(
-            rng.choice(self.shape.choices(i)) if rng.random() < self.config.mutate_width else width
-            for i, width in enumerate(parent.widths)
+            rng.choice(options) if rng.random() < self.config.mutate_width else width
+            for options, width in zip(self.options, parent.widths, strict=True)
         )
         moves = rng.random() < self.config.mutate_resolution
-        return SubGenerator(rng.choice(self.ends) if moves else parent.resolution, widths)
+        resolution = rng.choice(self.ends) if moves else parent.resolution
+        return self._spent(SubGenerator(resolution, widths), rng)
 
     def crossing(self, a: SubGenerator, b: SubGenerator, rng: Random) -> SubGenerator:
         """Every layer, and the resolution, from either."""
         widths = tuple(rng.choice(pair) for pair in zip(a.widths, b.widths, strict=True))
-        return SubGenerator(rng.choice((a.resolution, b.resolution)), widths)
+        return self._spent(SubGenerator(rng.choice((a.resolution, b.resolution)), widths), rng)
+
+    def _spent(self, sub: SubGenerator, rng: Random) -> SubGenerator:
+        """As near below the budget as single steps bring it, or the narrowest of its resolution."""
+        while self.cost(sub) > self.budget and (narrower := self._steps(sub, -1)):
+            sub = rng.choice(narrower)
+        while wider := [one for one in self._steps(sub, 1) if self.cost(one) <= self.budget]:
+            sub = rng.choice(wider)
+        return sub
+
+    def _steps(self, sub: SubGenerator, direction: int) -> list[SubGenerator]:
+        """One layer at a time with its next width."""
+        found = []
+        for i, (options, width) in enumerate(zip(self.options, sub.widths, strict=True)):
+            j = bisect_left(options, width) + direction
+            if 0 <= j < len(options):
+                found.append(replace(sub, widths=(*sub.widths[:i], options[j], *sub.widths[i + 1 :])))
+        return found

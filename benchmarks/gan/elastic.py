@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from algo.anycost.architecture import RATIOS, GeneratorConfig, SubGenerator, compute_macs
@@ -26,6 +27,7 @@ from benchmarks.gan.features import NAME
 from benchmarks.gan.judge import Judge
 from benchmarks.gan.training import N_FAKES, preview, sub_generator_rows, train_and_show
 from benchmarks.quality.progress import Progress
+from benchmarks.quality.statistics import mean_and_half_interval
 from benchmarks.quality.store import cached, fingerprint
 
 VARIANTS = {
@@ -37,8 +39,11 @@ VARIANTS = {
 """Conditioned discriminator and distillation in the last stage; the first is the method as published."""
 MAIN = "both"
 PROJECTION, SEARCH = "projection", "search"
-JUDGING = ("n_projected", "projection_steps", "search_ratios", "search", "n_search_z", "n_other_z")
-"""Settings that no training depends on."""
+JUDGING = {
+    PROJECTION: ("n_projected", "projection_steps"),
+    SEARCH: ("search_ratios", "search", "n_search_z", "n_other_z", "n_other_draws"),
+}
+"""Settings that only this result depends on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +70,13 @@ class Setup:
     """Resolution and ratio of generators trained alone, with the steps of all stages together."""
     n_projected: int = 16
     projection_steps: int = 200
-    search_ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    search_ratios: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
     """A budget is the cost of the uniform sub-generator of this ratio at the full resolution."""
-    search: SearchConfig = field(default_factory=SearchConfig)
-    n_search_z: int = 128
+    search: SearchConfig = field(default_factory=lambda: SearchConfig(mutate_width=0.2, step_channels=4))
+    n_search_z: int = 512
     n_other_z: int = 256
-    """Fresh z that found and uniform sub-generator are compared on."""
+    n_other_draws: int = 8
+    """Fresh z, so many times (at least twice), that found and uniform sub-generator are compared on."""
     seed: int = 0
     device: str = "cpu"
 
@@ -109,10 +115,11 @@ class Programme:
         self.folder, self.setup, self.progress = folder, setup, progress
         pictures = load_images(setup.data, setup.resolution).subset(setup.n_pictures)
         self.data = pictures.without_labels()
-        inputs = asdict(setup)
-        del inputs["device"]
-        self.inputs: dict[str, Any] = inputs | {"sha256": self.data.sha256, "features": NAME}
-        self.training_inputs = {key: value for key, value in self.inputs.items() if key not in JUDGING}
+        settings = asdict(setup)
+        del settings["device"]
+        own = {name: {key: settings.pop(key) for key in keys} for name, keys in JUDGING.items()}
+        self.training_inputs: dict[str, Any] = settings | {"sha256": self.data.sha256, "features": NAME}
+        self.inputs = {name: self.training_inputs | added for name, added in own.items()}
         self.mark = fingerprint(self.training_inputs)
 
     def run(self) -> None:
@@ -126,8 +133,7 @@ class Programme:
             jobs[f"separate-{resolution}x{ratio:g}"] = partial(self._separate, resolution, ratio)
         jobs |= {f"channels-{name}": partial(self._sub_generators, name) for name in VARIANTS if name != MAIN}
         for name, compute in jobs.items():
-            inputs = self.inputs if name in (PROJECTION, SEARCH) else self.training_inputs
-            cached(self.folder, name, inputs, compute)
+            cached(self.folder, name, self.inputs.get(name, self.training_inputs), compute)
 
     # ---- training ----
 
@@ -219,7 +225,10 @@ class Programme:
         setup, generator = self.setup, self._stages(MAIN)
         shape = generator.config
         fitness = distance_to_full(generator, setup.n_search_z, seed=setup.seed)
-        fresh = distance_to_full(generator, setup.n_other_z, seed=setup.seed + 1)
+        fresh = [
+            distance_to_full(generator, setup.n_other_z, seed=setup.seed + 1 + draw)
+            for draw in range(setup.n_other_draws)
+        ]
 
         def cost(sub: SubGenerator) -> float:
             return compute_macs(shape, sub)
@@ -231,13 +240,17 @@ class Programme:
             found = evolve(
                 shape, cost, cost(uniform), fitness, setup.search, start=[uniform], on_generation=show
             )
+            uniform_mse, found_mse = (np.array([one(sub) for one in fresh]) for sub in (uniform, found.sub))
+            gain, half_95 = mean_and_half_interval(1 - found_mse / uniform_mse)
             rows.append(
                 {
                     "ratio": ratio,
                     "uniform_macs": cost(uniform),
                     "found_macs": found.cost,
-                    "uniform_mse": fresh(uniform),
-                    "found_mse": fresh(found.sub),
+                    "uniform_mse": float(uniform_mse.mean()),
+                    "found_mse": float(found_mse.mean()),
+                    "gain": gain,
+                    "gain_half_95": half_95,
                     "found_widths": found.sub.widths,
                     "n_evaluated": found.n_evaluated,
                 }

@@ -217,10 +217,13 @@ def anycost_markdown(summary: dict[str, Any]) -> str:
     if summary["search"]:
         rows = [
             [f"{row['ratio']:g}", f"{row['uniform_macs'] / 1e6:.2f}", f"{row['found_macs'] / 1e6:.2f}",
-             f"{row['uniform_mse']:.4f}", f"{row['found_mse']:.4f}"]
+             f"{row['uniform_mse']:.4f}", f"{row['found_mse']:.4f}",
+             f"{100 * row['gain']:.1f} ± {100 * row['gain_half_95']:.1f}",
+             " ".join(map(str, row["found_widths"]))]
             for row in summary["search"]
         ]  # fmt: skip
-        heads = ["budget: uniform ratio", "its MMACs", "MMACs found", "uniform, error to full", "found"]
+        heads = ["budget: uniform ratio", "its MMACs", "MMACs found", "uniform, error to full", "found",
+                 "less, %", "widths found"]  # fmt: skip
         parts.append(table(heads, rows))
     return "\n".join(parts)
 
