@@ -14,7 +14,15 @@ from functools import lru_cache
 
 from hw.config import ChipConfig
 from hw.convolution.config import mask_bytes
-from hw.convolution.operations import Conv, Depthwise, Fir, MapShape, Operation, SumsOperation
+from hw.convolution.operations import (
+    Conv,
+    Depthwise,
+    Fir,
+    LossGradient,
+    MapShape,
+    Operation,
+    SumsOperation,
+)
 from hw.depthwise.config import MAP_BITS, N_PAST, DepthwiseConfig
 from hw.depthwise.cycles import LATENCY_CYCLES as DEPTHWISE_LATENCY_CYCLES
 from hw.depthwise.cycles import layer_cycles as depthwise_cycles
@@ -24,6 +32,9 @@ from hw.epilogue.config import TABLE_BEATS, Side
 from hw.fir.config import LATENCY_CYCLES as FIR_LATENCY_CYCLES
 from hw.fir.config import FirConfig, Map
 from hw.fir.cycles import map_cycles
+from hw.loss.config import LossConfig, loss_config
+from hw.loss.cycles import latency_cycles as loss_latency_cycles
+from hw.loss.cycles import picture_cycles
 from hw.systolic.config import ACCUMULATOR_BITS, QUAD_BYTES, SystolicConfig, systolic_config
 from hw.systolic.cycles import work_cycles
 from hw.systolic.descriptor import Band, Layer, Work, bands_of, tile_rows
@@ -50,6 +61,8 @@ class Core:
     """Of a read, and of a write until it is acknowledged."""
     depthwise_multipliers: int = 3
     """Of each lane of the depthwise unit, which has as many lanes as the array has columns."""
+    loss_lanes: int = 8
+    """Scores that the loss unit takes in a cycle."""
 
     @property
     def depthwise(self) -> DepthwiseConfig:
@@ -67,7 +80,15 @@ def core_of(chip: ChipConfig) -> Core:
         bus_bytes=min(64, chip.dram_bytes_per_cycle),
         memory_bytes_per_cycle=chip.peak_bytes_per_cycle * ACHIEVABLE_BANDWIDTH,
         latency_cycles=chip.dram_latency_cycles,
+        loss_lanes=loss_config(chip).lanes,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Of a picture, for its loss."""
+
+    n_classes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +96,7 @@ class Task:
     """An operation without its numbers."""
 
     name: str
-    of: Layer | Map | DepthwiseLayer | MapShape
+    of: Layer | Map | DepthwiseLayer | MapShape | Scores
     """A map's shape: it is transposed."""
     out_bits: tuple[int, ...]
     """Of each map written."""
@@ -96,6 +117,8 @@ class Task:
             return self.of.out_height, self.of.out_width, self.of.channels
         if isinstance(self.of, MapShape):
             return self.of.channels, 1, self.of.height * self.of.width
+        if isinstance(self.of, Scores):
+            return 1, 1, self.of.n_classes
         return (*self.of.out_size, self.of.channels)
 
 
@@ -136,9 +159,11 @@ def tasks_of(operations: Sequence[Operation]) -> list[Task]:
     return made
 
 
-def _of(operation: SumsOperation) -> Layer | Map | DepthwiseLayer | MapShape:
+def _of(operation: SumsOperation) -> Layer | Map | DepthwiseLayer | MapShape | Scores:
     if isinstance(operation, Conv | Depthwise):
         return operation.layer
+    if isinstance(operation, LossGradient):
+        return Scores(n_classes=operation.n_classes)
     return operation.map if isinstance(operation, Fir) else operation.shape
 
 
@@ -157,7 +182,8 @@ class Estimate:
 
     cycles: float = 0
     limit: str = ""
-    """What sets the pace: array, weights, input, side, output, memory, filter, depthwise or transpose."""
+    """What sets the pace: array, weights, input, side, output, memory, filter, depthwise, transpose or
+    loss."""
     macs: int = 0
     """Products of the array, of 8 bits each."""
     vectors: int = 0
@@ -202,6 +228,8 @@ def estimate(task: Task, core: Core) -> Estimate:
         return _depthwise(task, task.of, core)
     if isinstance(task.of, MapShape):
         return _transposed(task, task.of, core)
+    if isinstance(task.of, Scores):
+        return _loss(task, task.of.n_classes, core)
     return _filter(task, task.of, core)
 
 
@@ -309,6 +337,20 @@ def _transposed(task: Task, of: MapShape, core: Core) -> Estimate:
         "side": of_output.side_cycles,
     }
     return _made(core, paces, lanes, of_output, input_bytes=n_pixels * n_tiles * pixel_bytes)
+
+
+def _loss(task: Task, n_classes: int, core: Core) -> Estimate:
+    """A picture by itself: its gradients begin to leave long after its last score has come."""
+    config, of_output = LossConfig(lanes=core.loss_lanes), _Output(task, core)
+    beats, score_bytes = int(picture_cycles(n_classes, config)), WIDE_BYTES * core.loss_lanes
+    paces = {
+        "loss": beats,
+        "output": of_output.n_pixel_tiles * of_output.cycles_per_beat,
+        "input": beats * mean_words(score_bytes, score_bytes, core.bus_bytes),
+        "side": of_output.side_cycles,
+    }
+    fill = int(loss_latency_cycles(n_classes, config)) - beats + 1
+    return _made(core, paces, fill, of_output, input_bytes=WIDE_BYTES * n_classes)
 
 
 class _Output:

@@ -10,6 +10,7 @@ from amaranth.lib import data
 from hw.depthwise.scan import pass_layout
 from hw.epilogue.rtl import job_layout as epilogue_job_layout
 from hw.fir.scan import map_layout
+from hw.loss.maps import map_layout as loss_layout
 from hw.systolic.buffer import load_layout
 from hw.systolic.tiles import descriptor_layout
 from hw.training.layouts import job_layout as kernel_layout
@@ -31,14 +32,16 @@ class Source(IntEnum):
     FILTER = 1
     DEPTHWISE = 2
     TRANSPOSE = 3
+    LOSS = 4
 
 
 class WeightsOf(IntEnum):
-    """Tag of a walk over rows of weights, or over sums for a kernel."""
+    """Tag of a walk over rows of weights, over sums for a kernel, or to a label."""
 
     ARRAY = 0
     DEPTHWISE = 1
     KERNEL = 2
+    LABEL = 3
 
 
 class SideOf(IntEnum):
@@ -77,6 +80,7 @@ def command_layouts(config: ConvolutionConfig) -> dict[Kind, data.Layout]:
         Kind.PASS: pass_layout(config.depthwise),
         Kind.TRANSPOSE: transpose_layout(),
         Kind.KERNEL: kernel_layout(config.training),
+        Kind.LOSS: loss_layout(config.loss),
     }
     most = 8 * RECORD_BYTES - KIND_BITS
     for kind, layout in layouts.items():

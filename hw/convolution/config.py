@@ -7,6 +7,7 @@ from hw.config import ChipConfig
 from hw.depthwise.config import DepthwiseConfig, depthwise_config
 from hw.epilogue.config import EpilogueConfig, epilogue_config
 from hw.fir.config import FirConfig, fir_config
+from hw.loss.config import SCORE_BITS, LossConfig, loss_config
 from hw.systolic.config import SystolicConfig, systolic_config
 from hw.training.config import TrainingConfig, training_config
 from hw.transpose.config import TransposeConfig
@@ -33,6 +34,7 @@ class ConvolutionConfig:
     depthwise: DepthwiseConfig = field(default_factory=DepthwiseConfig)
     epilogue: EpilogueConfig = field(default_factory=EpilogueConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     bus_bytes: int = 8
     """Of a word of memory: 4, 8, 16, 32 or 64."""
     read_words: int = 64
@@ -61,11 +63,23 @@ class ConvolutionConfig:
             raise ValueError(f"lanes must be the array's {lanes} columns, not {others}")
         if self.fir.element_bits != 16:
             raise ValueError(f"fir.element_bits must be 16, not {self.fir.element_bits}")
+        if self.loss.lanes < 2 or lanes % self.loss.lanes:
+            raise ValueError(f"loss.lanes must divide {lanes} and be at least 2, not {self.loss.lanes}")
 
     @property
     def transpose(self) -> TransposeConfig:
         """A lane a column."""
         return TransposeConfig(lanes=self.array.columns)
+
+    @property
+    def score_bytes(self) -> int:
+        """Of what the loss unit takes at once."""
+        return self.loss.lanes * SCORE_BITS // 8
+
+    @property
+    def max_classes(self) -> int:
+        """Of a picture: what the loss unit holds, and the epilogue has table for."""
+        return min(self.loss.max_classes, self.epilogue.max_tiles * self.epilogue.lanes)
 
     @property
     def wide_bytes(self) -> int:
@@ -86,5 +100,6 @@ def convolution_config(chip: ChipConfig) -> ConvolutionConfig:
         depthwise=depthwise_config(chip),
         epilogue=epilogue_config(chip),
         training=training_config(chip),
+        loss=loss_config(chip),
         bus_bytes=min(64, chip.dram_bytes_per_cycle),
     )

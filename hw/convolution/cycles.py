@@ -16,6 +16,7 @@ from hw.epilogue.config import LATENCY_CYCLES as EPILOGUE_LATENCY_CYCLES
 from hw.epilogue.config import MASK_READER, TABLE_BEATS
 from hw.fir.config import Map
 from hw.kv_buffer.cycles import LoadReplay
+from hw.loss.cycles import Course as Loss
 from hw.systolic.config import MIN_PASS_CYCLES, SystolicConfig
 from hw.systolic.cycles import ready_cycles
 from hw.systolic.descriptor import Work, tile_rows
@@ -383,6 +384,7 @@ class _Core:
         self.array, self.fir, self.epilogue = _Array(config.array), _Fir(), _Epilogue()
         self.depthwise = Unit(config.depthwise)
         self.transposer, self.kernels = Transposer(config.transpose), Kernels()
+        self.loss = Loss(config.loss, columns=config.array.columns)
         self.writer = _Writer(config, latency_cycles)
         self.queues = {kind: _Fifo(config.queued_commands) for kind in Kind if kind != Kind.FENCE}
         self.records = program.records
@@ -402,13 +404,14 @@ class _Core:
         readers, array, fir, depthwise, epilogue, writer = (
             self.readers, self.array, self.fir, self.depthwise, self.epilogue, self.writer
         )  # fmt: skip
-        transposer, kernels, of_epilogue = self.transposer, self.kernels, epilogue.stages[-1]
+        transposer, kernels, loss = self.transposer, self.kernels, self.loss
+        of_epilogue = epilogue.stages[-1]
         shown = kernels.shown if of_epilogue is None else of_epilogue
         weights, inputs, side = (readers[name].out for name in ("weights", "input", "side"))
         source = Source.ARRAY if epilogue.job is None else epilogue.job["source"]
         writer.look(shown)
         array.look(cycle, _is_for(WeightsOf.ARRAY, weights))
-        sum_offered = (array.sum_valid, fir.out, depthwise.out, transposer.out)[source]
+        sum_offered = (array.sum_valid, fir.out, depthwise.out, transposer.out, loss.out)[source]
         epilogue.look(sum_offered, _is_for(SideOf.MAP, side), writer.takes)
         fir.look(_is_for(Source.FILTER, inputs), epilogue.takes and source == Source.FILTER)
         depthwise.look(
@@ -417,6 +420,12 @@ class _Core:
             epilogue.takes and source == Source.DEPTHWISE,
         )
         transposer.look(_is_for(Source.TRANSPOSE, inputs), epilogue.takes and source == Source.TRANSPOSE)
+        loss.look(
+            cycle,
+            _is_for(WeightsOf.LABEL, weights),
+            _is_for(Source.LOSS, inputs),
+            epilogue.takes and source == Source.LOSS,
+        )
         kernels.look(
             _is_for(WeightsOf.KERNEL, weights),
             _is_for(SideOf.KERNEL, side),
@@ -431,9 +440,9 @@ class _Core:
         passed = passed and writer.quiet(self.queues[Kind.OUTPUT].out is not None)
 
         readers["commands"].tick(cycle, start, pushed or passed)
-        row = array.row or depthwise.weight or kernels.takes_sum
+        row = array.row or depthwise.weight or kernels.takes_sum or taken[Kind.LOSS] is not None
         readers["weights"].tick(cycle, taken[Kind.WEIGHTS], row)
-        element = word or fir.takes or depthwise.takes or transposer.takes
+        element = word or fir.takes or depthwise.takes or transposer.takes or loss.takes
         readers["input"].tick(cycle, taken[Kind.INPUT], element)
         of_side = table or epilogue.takes_side or kernels.takes_word
         readers["side"].tick(cycle, taken[Kind.SIDE], of_side)
@@ -443,6 +452,7 @@ class _Core:
         depthwise.tick(taken[Kind.PASS])
         transposer.tick(taken[Kind.TRANSPOSE])
         kernels.tick(taken[Kind.KERNEL])
+        loss.tick(cycle, taken[Kind.LOSS])
         epilogue.tick(taken[Kind.EPILOGUE], table)
         for of, fifo in self.queues.items():
             fifo.tick(payload if pushed and of == kind else None, taken[of] is not None)
@@ -464,6 +474,7 @@ class _Core:
             Kind.PASS: self.depthwise.pass_ready,
             Kind.TRANSPOSE: self.transposer.map_ready,
             Kind.KERNEL: self.kernels.job_ready,
+            Kind.LOSS: self.loss.map_ready,
         }
         return {kind: command if ready[kind] else None for kind, command in shown.items()}
 

@@ -41,6 +41,8 @@ class Kind(IntEnum):
     """Map to transpose."""
     KERNEL = 11
     """Job of the kernels of training."""
+    LOSS = 12
+    """Scores whose loss is differentiated."""
 
 
 class Dispatch(wiring.Component):

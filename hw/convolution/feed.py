@@ -10,6 +10,7 @@ from hw.depthwise.config import SUM_BITS
 from hw.epilogue.config import IN_BITS
 from hw.epilogue.rtl import in_layout
 from hw.epilogue.rtl import job_layout as epilogue_job_layout
+from hw.loss.config import GRADIENT_BITS
 from hw.transpose.config import ELEMENT_BITS
 
 from .commands import TILE_BEATS_BITS, epilogue_layout
@@ -24,8 +25,8 @@ class Feed(wiring.Component):
     -------
     i : stream of :func:`hw.convolution.commands.epilogue_layout`
     o_job : its jobs; one must be taken with the last beat of the one before, at the earliest
-    i_array, i_filter, i_depthwise, i_transpose : streams of C signed sums; those that are not a job's source
-        wait
+    i_array, i_filter, i_depthwise, i_transpose, i_loss : streams of C signed sums; those that are not a job's
+        source wait
     o : stream of :func:`hw.epilogue.rtl.in_layout`
     """
 
@@ -33,7 +34,7 @@ class Feed(wiring.Component):
         self.config = config
         lanes = config.array.columns
         widths = {"array": IN_BITS, "filter": config.fir.out_bits, "depthwise": SUM_BITS,
-                  "transpose": ELEMENT_BITS}  # fmt: skip
+                  "transpose": ELEMENT_BITS, "loss": GRADIENT_BITS}  # fmt: skip
         self.sources = [f"i_{name}" for name in widths]
         """By number, see :class:`hw.convolution.commands.Source`."""
         super().__init__(

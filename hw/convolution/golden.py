@@ -10,6 +10,8 @@ from hw.epilogue.config import Table
 from hw.epilogue.golden import epilogue
 from hw.fir.config import FirConfig
 from hw.fir.golden import filtered
+from hw.loss.config import LossConfig
+from hw.loss.golden import loss_gradient
 from hw.systolic.golden import convolution
 from hw.training import golden as training
 from hw.training.operations import KernelOperation
@@ -21,6 +23,7 @@ from .operations import (
     Conv,
     Depthwise,
     Epilogue,
+    LossGradient,
     MapShape,
     Operation,
     PixelWeights,
@@ -35,6 +38,9 @@ ANY_MAP = FirConfig(
     max_size=8193,
 )  # fmt: skip
 """Tiles and strips do not change the values of a filtered map."""
+
+ANY_SCORES = LossConfig()
+"""Nor do lanes those of a gradient."""
 
 Maps = Mapping[str, torch.Tensor]
 
@@ -77,8 +83,8 @@ def check_map(name: str, value: torch.Tensor, shape: MapShape) -> None:
 
 
 def sums(operation: SumsOperation, maps: Maps) -> torch.Tensor:
-    """What array, filter, depthwise unit or transposer send to the epilogue: int64[height, width, channels],
-    at most 32 signed bits."""
+    """What array, filter, depthwise unit, transposer or loss unit send to the epilogue: int64[height, width,
+    channels], at most 32 signed bits."""
     source = maps[operation.source]
     if isinstance(operation, Conv):
         return convolution(source, weights(operation, maps), operation.layer)
@@ -86,6 +92,8 @@ def sums(operation: SumsOperation, maps: Maps) -> torch.Tensor:
         return depthwise(source, torch.from_numpy(operation.weights).long(), operation.layer)
     if isinstance(operation, Transposed):
         return source.flatten(end_dim=1).T[:, None]
+    if isinstance(operation, LossGradient):
+        return loss_gradient(source, maps[operation.label], operation.job, ANY_SCORES)
     return filtered(source, operation.map, ANY_MAP)
 
 

@@ -72,6 +72,11 @@ def sums_list(name: str, channels: int) -> MemoryList:
     return MemoryList(name=name, dtype=np.dtype(np.int64), shape=(channels, SUMS))
 
 
+def label_list(name: str) -> MemoryList:
+    """A picture's class, uint16[1, 1]."""
+    return MemoryList(name=name, dtype=np.dtype(np.uint16), shape=(1, 1))
+
+
 def merged(lists: Iterable[MemoryList]) -> dict[str, MemoryList]:
     """Lists by name, with the content that one of those who use it gives.
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import SUM_BITS, Activation, Job, Reader, Reduction, Side, Table
 from hw.fir.config import Map
+from hw.loss.config import MAX_CLASSES, MIN_CLASSES, SCORE_BITS
+from hw.loss.config import Job as LossJob
 from hw.systolic.descriptor import Layer
 from hw.training.operations import (
     Gradient,
@@ -23,7 +25,7 @@ from hw.training.operations import (
     Update,
 )
 
-from .lists import MemoryList, merged, sums_list, table_list, weight_list
+from .lists import MemoryList, label_list, merged, sums_list, table_list, weight_list
 
 MAX_OUTPUTS = 2
 MAX_REDUCED_PIXELS = (1 << (SUM_BITS - 1 - 30)) - 1
@@ -350,7 +352,48 @@ class Transposed:
         return self.shape.channels, 1, self.shape.height * self.shape.width
 
 
-SumsOperation = Conv | Fir | Depthwise | Transposed
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossGradient:
+    """Gradient of cross entropy in a picture's scores, K channels of one pixel: p - target, unit 2^-15; see
+    :func:`hw.loss.golden.loss_gradient`. K, 2..1,024, is the number of the epilogue's channels."""
+
+    name: str
+    source: str
+    """Scores of 16 bits, planar; unit 2^-job.fraction_bits."""
+    label: str
+    """Name of a list uint16[1, 1], which is given: the picture's class, 0..K - 1."""
+    job: LossJob
+    """Targets, such as :func:`hw.loss.config.smoothed` makes."""
+    epilogue: Epilogue
+
+    def __post_init__(self) -> None:
+        _check_epilogue(self.epilogue, self.out_shape)
+        if not MIN_CLASSES <= self.n_classes <= MAX_CLASSES:
+            raise ValueError(
+                f"{self.name}: classes must be in {MIN_CLASSES}..{MAX_CLASSES}, not {self.n_classes}"
+            )
+
+    def lists(self) -> list[MemoryList]:
+        """Those that are read or written."""
+        return [*self.epilogue.lists(), label_list(self.label)]
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return self.epilogue.channels
+
+    @property
+    def source_shape(self) -> MapShape:
+        """What is read."""
+        return MapShape(height=1, width=1, channels=self.n_classes, bits=SCORE_BITS)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of sums and outputs."""
+        return 1, 1, self.n_classes
+
+
+SumsOperation = Conv | Fir | Depthwise | Transposed | LossGradient
 """What has sums that go through the epilogue."""
 Operation = SumsOperation | KernelOperation
 

@@ -11,6 +11,7 @@ import numpy as np
 from hw.depthwise.layer import phases
 from hw.epilogue.config import MASK_READER, MAX_READERS, SUM_BYTES, SUMS, Job, Reader, Side
 from hw.fir.config import Map
+from hw.loss.config import LABEL_BITS
 from hw.systolic.descriptor import Band, Work, bands_of, payload, weight_rows
 from hw.systolic.layer import Layer, Phase
 from hw.systolic.layout import ALIGN_BYTES
@@ -22,13 +23,14 @@ from .commands import SideOf, Source, WeightsOf, bits_of, command_layouts, recor
 from .config import RECORD_BYTES, ConvolutionConfig
 from .dispatch import Kind
 from .kernels import tasks
-from .lists import ListPlace, check_list, initial, placed
+from .lists import ListPlace, check_list, initial, label_list, placed
 from .maps import Place, Rectangle, for_array, planar
 from .operations import (
     Conv,
     Depthwise,
     Epilogue,
     Fir,
+    LossGradient,
     MapShape,
     Operation,
     PixelWeights,
@@ -91,9 +93,9 @@ def lowered(
     ------
     ValueError
         See :func:`hw.convolution.operations.checked` and ``checked_lists``; a given map or list of another
-        size or range than its reader needs (one that nobody reads is left out); a layer, a filtered row or a
-        table larger than the core takes; groups that do not fill whole tiles, nor masks of a map with noise
-        or a residual.
+        size or range than its reader needs (one that nobody reads is left out); a layer, a filtered row, a
+        table or a picture's classes larger than the core takes; a label that is no class; groups that do not
+        fill whole tiles, nor masks of a map with noise or a residual.
     """
     return _Lowering(operations, maps, config).program()
 
@@ -193,6 +195,8 @@ class _Lowering:
             return
         epilogue = operation.epilogue
         self.noise = None if epilogue.noise is None else self._list(epilogue.noise.astype("<i2"))
+        if isinstance(operation, LossGradient):
+            self._check_picture(operation)
         beats = epilogue.table().beats(self.lanes)
         name = epilogue.named_table
         table = self._list(beats.astype("<u2")) if name is None else self.lists[name].address
@@ -211,10 +215,22 @@ class _Lowering:
             self._depthwise(operation)
         elif isinstance(operation, Transposed):
             self._transposed(operation)
+        elif isinstance(operation, LossGradient):
+            self._loss(operation)
         else:
             self._fir(operation)
         if epilogue.reduce is not None:
             self._sums(epilogue.reduce.name, epilogue.channels)
+
+    def _check_picture(self, operation: LossGradient) -> None:
+        n_classes, most = operation.n_classes, self.config.max_classes
+        if n_classes > most:
+            raise ValueError(f"{operation.name}: classes must be at most {most}, not {n_classes}")
+        labels = self.maps[operation.label]
+        check_list(operation.label, labels, label_list(operation.label))
+        label = int(labels[0, 0])
+        if not 0 <= label < n_classes:
+            raise ValueError(f"{operation.name}: label must be in 0..{n_classes - 1}, not {label}")
 
     def _kernel(self, operation: KernelOperation) -> None:
         for task in tasks(operation, self.places, self.lists, self.lanes):
@@ -343,6 +359,27 @@ class _Lowering:
         tiles = {"first_tile": 0, "n_tiles": -(-n_pixels // lanes)}
         self._job(operation, Rectangle(y=0, x=0, step=1, n_rows=shape.channels, n_columns=1, **tiles))
 
+    def _loss(self, operation: LossGradient) -> None:
+        """A label, then scores: as many at once as the unit takes, of whole tiles and of the last one."""
+        place, n_classes, lanes = self.places[operation.source], operation.n_classes, self.lanes
+        self._command(Kind.LOSS, n_classes, n_classes=n_classes, **asdict(operation.job))
+        label = _line(self.lists[operation.label].address, 1, LABEL_BITS // 8)
+        self._read(Kind.WEIGHTS, label, tag=WeightsOf.LABEL)
+        n_bytes, (whole, rest) = self.config.score_bytes, divmod(n_classes, lanes)
+        for first, n_tiles, n_scores in ((0, whole, lanes), (whole, 1, rest)):
+            if n_tiles and n_scores:
+                walk = Walk(
+                    base=place.address + first * place.tile_bytes,
+                    n_tiles=n_tiles,
+                    tile_stride=place.tile_bytes,
+                    n_columns=-(-n_scores // self.config.loss.lanes),
+                    column_stride=n_bytes,
+                    n_bytes=n_bytes,
+                )
+                self._read(Kind.INPUT, walk, tag=Source.LOSS)
+        tiles = {"first_tile": 0, "n_tiles": -(-n_classes // lanes)}
+        self._job(operation, Rectangle(y=0, x=0, step=1, n_rows=1, n_columns=1, **tiles))
+
     def _job(self, operation: SumsOperation, of: Rectangle) -> None:
         """The epilogue of a rectangle of sums, with what it reads and writes; the first one of an operation
         loads the table."""
@@ -420,6 +457,7 @@ def _source(operation: SumsOperation) -> Source:
         Fir: Source.FILTER,
         Depthwise: Source.DEPTHWISE,
         Transposed: Source.TRANSPOSE,
+        LossGradient: Source.LOSS,
     }[type(operation)]
 
 

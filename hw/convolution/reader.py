@@ -11,7 +11,7 @@ from hw.stream.rtl import Fifo
 from .config import ADDRESS_BITS
 from .walk import Walker, job_layout
 
-TAG_BITS = 2
+TAG_BITS = 3
 TAG = data.StructLayout({"tag": TAG_BITS})
 """What a walk to read says of its elements: which unit they are for."""
 

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from hw.depthwise.rtl import Depthwise
 from hw.epilogue.rtl import Epilogue
 from hw.fir.rtl import Fir
+from hw.loss.maps import MapLoss
 from hw.stream.config import FifoConfig
 from hw.stream.fork import connect
 from hw.stream.rtl import Fifo
@@ -31,8 +32,8 @@ def start_layout() -> data.StructLayout:
 
 
 class Convolution(wiring.Component):
-    """Array, filter, depthwise unit, transposer, epilogue and the kernels of training between four read ports
-    and one write port.
+    """Array, filter, depthwise unit, transposer, loss unit, epilogue and the kernels of training between four
+    read ports and one write port.
 
     A command is a beat of one unit's stream (:class:`hw.convolution.dispatch.Kind`), so units run as far
     ahead of each other as their queues allow; a FENCE waits for all that was to be written before it.
@@ -68,6 +69,7 @@ class Convolution(wiring.Component):
         m.submodules.depthwise = depthwise = Depthwise(cfg.depthwise)
         m.submodules.epilogue = epilogue = Epilogue(cfg.epilogue)
         m.submodules.transpose = transpose = Transpose(cfg.transpose)
+        m.submodules.loss = loss = MapLoss(cfg.loss, columns=cfg.array.columns)
         m.submodules.training = training = Training(cfg.training)
         m.submodules.feed = feed = Feed(cfg)
         m.submodules.dispatch = dispatch = Dispatch(command_layouts(cfg))
@@ -90,11 +92,13 @@ class Convolution(wiring.Component):
             (Kind.PASS, depthwise.i_pass),
             (Kind.TRANSPOSE, transpose.i_map),
             (Kind.KERNEL, training.i_job),
+            (Kind.LOSS, loss.i_map),
         ):
             self._queue(m, dispatch, kind, sink)
 
-        self._by_tag(m, readers["input"].o, (array.i_word, fir.i, depthwise.i, transpose.i))
-        self._by_tag(m, readers["weights"].o, (array.i_weight, depthwise.i_weight, training.i_sums))
+        self._by_tag(m, readers["input"].o, (array.i_word, fir.i, depthwise.i, transpose.i, loss.i))
+        rows = (array.i_weight, depthwise.i_weight, training.i_sums, loss.i_label)
+        self._by_tag(m, readers["weights"].o, rows)
         self._by_tag(m, readers["side"].o, (epilogue.i_table, epilogue.i_side, training.i_master))
         for source, sink in (
             (array.o, feed.i_array),
@@ -107,6 +111,7 @@ class Convolution(wiring.Component):
                 source.ready.eq(sink.ready),
             ]
         connect(m, transpose.o, feed.i_transpose)
+        connect(m, loss.o, feed.i_loss)
         self._written(m, epilogue.o, training.o, writer.i)
         connect(m, feed.o_job, epilogue.i_job)
         connect(m, feed.o, epilogue.i)

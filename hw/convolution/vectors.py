@@ -14,6 +14,7 @@ from .config import ADDRESS_BITS, COMMAND_COUNT_BITS, ConvolutionConfig
 from .cycles import replay
 from .dispatch import Kind
 from .golden import run
+from .loss_runs import loss_runs
 from .operations import Conv, Depthwise, SumsOperation
 from .program import Program, lowered, outputs_of
 from .rtl import READ_PORTS
@@ -26,8 +27,12 @@ from .written import Written, WrittenSums, WrittenWords
 
 
 def cases(config: ConvolutionConfig, *, seed: int, n_random: int) -> list[Case]:
-    """Those of :func:`.runs.runs` and :func:`.training_runs.training_runs`, with the cycle of every write."""
-    made = [*runs(config, seed=seed, n_random=n_random), *training_runs(config, seed=seed)]
+    """Those of :mod:`.runs`, :mod:`.training_runs` and :mod:`.loss_runs`, with the cycle of every write."""
+    made = [
+        *runs(config, seed=seed, n_random=n_random),
+        *training_runs(config, seed=seed),
+        *loss_runs(config, seed=seed),
+    ]
     return [timed_case(one, config) for one in made]
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Formats of the loss unit, and the job of one picture. Imports no more than the softmax's configuration."""
+"""Formats of the loss unit, and the job of one picture. Imports nothing but other configurations."""
 
+import math
 from dataclasses import dataclass
 
 from hw.config import ChipConfig
+from hw.epilogue.config import epilogue_config
 from hw.softmax.config import SoftmaxConfig, row_scale
 
 SCORE_BITS = 16
@@ -12,6 +14,10 @@ TARGET_FRACTION_BITS = 17
 """Unit of a target, and of a probability: 2^-17."""
 TARGET_BITS = TARGET_FRACTION_BITS + 1
 """Width of a target: 0..1.0."""
+LABEL_BITS = 16
+"""Width of a label in memory."""
+MIN_CLASSES, MAX_CLASSES = 2, 1024
+"""Of any built unit."""
 GRADIENT_FRACTION_BITS = 15
 """Unit of a gradient: 2^-15."""
 GRADIENT_BITS = 16
@@ -39,9 +45,12 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.lanes not in (1, 2, 4, 8, 16):
             raise ValueError(f"lanes must be a power of two in 1..16, not {self.lanes}")
-        low = max(self.lanes, 2)
-        if not (low <= self.max_classes <= 1024 and self.max_classes & (self.max_classes - 1) == 0):
-            raise ValueError(f"max_classes must be a power of two in {low}..1024, not {self.max_classes}")
+        low = max(self.lanes, MIN_CLASSES)
+        is_power_of_two = self.max_classes & (self.max_classes - 1) == 0
+        if not (low <= self.max_classes <= MAX_CLASSES and is_power_of_two):
+            raise ValueError(
+                f"max_classes must be a power of two in {low}..{MAX_CLASSES}, not {self.max_classes}"
+            )
 
     @property
     def softmax(self) -> SoftmaxConfig:
@@ -54,14 +63,25 @@ class LossConfig:
         )
 
     @property
+    def count_bits(self) -> int:
+        """Width of a number of classes."""
+        return self.max_classes.bit_length()
+
+    @property
     def label_bits(self) -> int:
         """Width of a label."""
         return (self.max_classes - 1).bit_length()
 
 
 def loss_config(chip: ChipConfig) -> LossConfig:
-    """As many lanes as the chip's softmax has."""
-    return LossConfig(lanes=chip.softmax_lanes)
+    """As many lanes as the chip's softmax has, two at least, of which a tile of channels is a multiple; as
+    many classes as the epilogue's table has channels, at most 1,024."""
+    epilogue = epilogue_config(chip)
+    channels = epilogue.max_tiles * epilogue.lanes
+    return LossConfig(
+        lanes=max(2, math.gcd(epilogue.lanes, chip.softmax_lanes)),
+        max_classes=min(MAX_CLASSES, 1 << (channels.bit_length() - 1)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +118,8 @@ def smoothed(epsilon: float, n_classes: int, *, fraction_bits: int) -> Job:
     """
     if not 0 <= epsilon <= 0.99:
         raise ValueError(f"epsilon must be in 0..0.99, not {epsilon}")
-    if not 2 <= n_classes <= 1024:
-        raise ValueError(f"n_classes must be in 2..1024, not {n_classes}")
+    if not MIN_CLASSES <= n_classes <= MAX_CLASSES:
+        raise ValueError(f"n_classes must be in {MIN_CLASSES}..{MAX_CLASSES}, not {n_classes}")
     one = 1 << TARGET_FRACTION_BITS
     other = round(epsilon / n_classes * one)
     return Job(fraction_bits=fraction_bits, label_target=one - (n_classes - 1) * other, other_target=other)

@@ -38,6 +38,7 @@ from hw.fir.config import FirConfig, Map
 from hw.harness import cosim, verilated
 from hw.harness.amaranth_sim import run_cases
 from hw.harness.job import judge
+from hw.loss.config import LossConfig
 from hw.registry import BLOCKS
 from hw.systolic.config import SystolicConfig
 from hw.systolic.layer import Layer
@@ -59,6 +60,7 @@ def small(*, rows=8, columns=4, n_words=64, **changes):
         fir=fir_,
         depthwise=DepthwiseConfig(lanes=columns, row_pixels=16, max_size=32),
         epilogue=EpilogueConfig(lanes=columns, max_tiles=4),
+        loss=LossConfig(lanes=2, max_classes=16),
         **{"bus_bytes": 8, "read_words": 16, **changes},
     )
 

@@ -30,6 +30,7 @@ from hw.depthwise.config import DepthwiseConfig
 from hw.epilogue.config import EpilogueConfig
 from hw.export import write_rtl
 from hw.fir.config import FirConfig
+from hw.loss.config import LossConfig
 from hw.registry import TOPS
 from hw.registry import block as block_of
 from hw.system.config import system_config
@@ -64,6 +65,7 @@ def small(*, rows: int, columns: int, bus_bytes: int, **changes: int) -> Convolu
             fir=FirConfig(lanes=columns, row_beats=32, max_channels=columns, max_size=33),
             depthwise=DepthwiseConfig(lanes=columns, row_pixels=16, max_size=32),
             epilogue=EpilogueConfig(lanes=columns, max_tiles=4),
+            loss=LossConfig(lanes=2, max_classes=16),
             bus_bytes=bus_bytes,
             **changes,
         )

@@ -10,7 +10,7 @@ from amaranth.lib import data
 from hw.convolution import dispatch, reader, writer
 from hw.convolution.config import RECORD_BYTES, mask_bytes
 from hw.convolution.dispatch import Kind
-from hw.convolution.reader import TAG
+from hw.convolution.reader import TAG, TAG_BITS
 from hw.convolution.traffic import addresses, lengths, pieces, requests, steps, writes
 from hw.convolution.walk import Walk, job_layout
 from hw.convolution.writer import Format, lanes_layout, output_layout, write_layout
@@ -60,7 +60,7 @@ def reading(bus, max_bytes, unit, *, depth, seed, latency=5):
     image = rng.integers(0, 256, MEMORY_BYTES, dtype=np.uint8)
     walks = [random_walk(rng, unit=unit, max_bytes=max_bytes) for _ in range(6)]
     walks += 2 * [Walk(base=64, n_columns=1, column_stride=0, n_bytes=unit)]  # asked for twice
-    tags = rng.integers(0, 4, len(walks))
+    tags = rng.integers(0, 1 << TAG_BITS, len(walks))
     jobs = [{"extra": {"tag": int(tag)}, "walk": w.fields} for tag, w in zip(tags, walks, strict=True)]
     asked = np.concatenate([requests(w, bus) for w in walks])
     n_steps = sum(len(steps(w, bus)) for w in walks)
@@ -68,7 +68,9 @@ def reading(bus, max_bytes, unit, *, depth, seed, latency=5):
         name=f"bus {bus}",
         inputs={"i": beats(job_layout(TAG), jobs)},
         expected={
-            "o": np.zeros((sum(w.n_elements for w in walks), -(-(8 * max_bytes + 4) // 32)), np.uint32),
+            "o": np.zeros(
+                (sum(w.n_elements for w in walks), -(-(8 * max_bytes + TAG_BITS + 2) // 32)), np.uint32
+            ),
             "o_request": pack_fields([(asked, 32 - (bus.bit_length() - 1))]),
         },
         memories={
@@ -97,8 +99,8 @@ def read_problems(component, bus, max_bytes, unit, *, depth, seed):
         seen = [
             (
                 (word & ((1 << 8 * len(content)) - 1)).to_bytes(len(content), "little"),
-                word >> 8 * max_bytes & 3,
-                *(word >> (8 * max_bytes + bit) & 1 for bit in (2, 3)),
+                word >> 8 * max_bytes & (1 << TAG_BITS) - 1,
+                *(word >> (8 * max_bytes + TAG_BITS + bit) & 1 for bit in (0, 1)),
             )
             for word, (content, *_) in zip(got, elements, strict=False)
         ]
