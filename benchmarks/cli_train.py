@@ -319,6 +319,53 @@ def block(
     _train(task, as_json=as_json)
 
 
+@train_app.command()
+def tail(
+    blocks: Annotated[int, typer.Option(min=1, help="Of EfficientNet-Lite0, the last ones.")] = 1,
+    data: Annotated[
+        str, typer.Option(help="fashion, emoji (by kind), or a folder with one folder a class.")
+    ] = "fashion",
+    resolution: Annotated[int, typer.Option(help="Pixels of a picture's side; at most 224.")] = 64,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = 400,
+    test_pictures: Annotated[int | None, typer.Option(min=1, help="Judge by this many; default all.")] = 300,
+    calibration_pictures: Annotated[int, typer.Option(min=1, help="Measure ranges on this many.")] = 64,
+    method: Annotated[str, typer.Option(help="last, bias or lite+bias.")] = "lite+bias",
+    norm: Annotated[
+        str, typer.Option(help="affine (batch norms, frozen), or group in their place.")
+    ] = "affine",
+    label_smoothing: Annotated[float, typer.Option(help="0..0.99")] = 0.1,
+    steps: Annotated[int, typer.Option(min=1, help="Of one picture each.")] = 400,
+    rate: Annotated[float, typer.Option(help="Of gradient descent, for biases.")] = 0.01,
+    weight_rate: Annotated[float, typer.Option(help="For a lite module's weights and scales.")] = 0.01,
+    classifier_rate: Annotated[float, typer.Option(help="For the classifier.")] = 3e-5,
+    momentum: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.9,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    rtl_steps: Annotated[int, typer.Option(min=0, help="Run so many in Verilog as well.")] = 0,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
+    out: Annotated[Path, typer.Option(help="Folder of the losses and their curve.")] = Path(
+        "results/train/tail"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Last blocks, head and loss by the convolution core's integers, beside float.
+
+    From ImageNet to other pictures, by TinyTL: what lies before the tail stays as it is.
+    """
+    with user_input():
+        from benchmarks.tinytl.tail import prepare_tail
+        from hw.config import preset as chip_of
+        from sim.driver.descent import Descent
+
+        descent = Descent(
+            rate=rate, momentum=momentum, weight_rate=weight_rate, classifier_rate=classifier_rate
+        )
+        task = prepare_tail(
+            blocks, data, resolution, pictures, test_pictures, calibration_pictures, method, norm,
+            label_smoothing, descent, steps, seed, chip_of(preset), rtl_steps, out,
+        )  # fmt: skip
+    _train(task, as_json=as_json)
+
+
 def _train(task: Callable[..., dict[str, Any]], *, as_json: bool) -> None:
     from benchmarks.quality.progress import progress_bar
 

@@ -5,10 +5,8 @@ The pictures are darkened. Before the block the network is as it was; the block 
 lite residual module if it has one, to make of them what it made of the pictures as they were.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from algo.files import write_atomically
@@ -25,9 +22,9 @@ from algo.tinytl.architecture import LITE_GROUPS
 from algo.tinytl.network import Bottleneck, Network
 from algo.tinytl.quantise import BlockRecord, Examples, dense, loss_of, quantise, released, units_of
 from algo.tinytl.weights import as_input, pretrained
-from benchmarks.plots import BLACK, BLUE, VERMILION, style
 from benchmarks.quality.progress import Progress
 from benchmarks.tinytl import block_rtl
+from benchmarks.tinytl.curves import Step, as_csv, as_png, losses
 from hw.config import ChipConfig
 from hw.convolution.golden import run
 from hw.convolution.operations import Operation
@@ -39,15 +36,6 @@ DARK_CONTRAST, DARK_SHIFT = 0.35, -0.4
 
 
 METHODS = ("bias", "lite+bias")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One step on one picture."""
-
-    picture: int
-    integer_loss: float
-    float_loss: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,9 +61,7 @@ class BlockTraining:
             steps.append(step)
             progress(f"loss {step.integer_loss:.4g}", len(steps), self.n_steps)
         n = len(self.examples.inputs)
-        integer, exact = (
-            np.array([getattr(step, name) for step in steps]) for name in ("integer_loss", "float_loss")
-        )
+        integer, exact = losses(steps)
         result = {
             "block": self.name,
             "n_trained": sum(parameter.numel() for parameter in trained(self.block).values()),
@@ -89,8 +75,8 @@ class BlockTraining:
             **(_by_rtl(self) if self.n_rtl_steps else {}),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "steps.csv", _csv(steps).encode())
-        write_atomically(self.folder / "loss.png", _png(self.name, steps, n))
+        write_atomically(self.folder / "steps.csv", as_csv(steps))
+        write_atomically(self.folder / "loss.png", as_png(self.name, steps, n, "the pictures"))
         write_atomically(self.folder / "block.json", json.dumps(result, indent=1).encode())
         return result
 
@@ -202,11 +188,11 @@ def descend(of: BlockTraining) -> Iterator[Step]:
     """The pictures in turn; integers and float, each with its own parameters."""
     operations = _operations(of)
     block = deepcopy(of.block)
-    optimiser = torch.optim.SGD(_groups(block, of.descent), of.descent.rate, of.descent.momentum)
+    optimiser = torch.optim.SGD(of.descent.groups(trained(block)), of.descent.rate, of.descent.momentum)
     lists: dict[str, Tensor] = {}
     for number in range(of.n_steps):
         i = number % len(of.examples.inputs)
-        made = run(operations, _maps(of, i) | lists)
+        made = run(operations, lists | _maps(of, i))
         lists = training.carried(operations, made)
         with torch.enable_grad():
             loss = _loss(block, of.examples, i)
@@ -225,44 +211,5 @@ def _maps(of: BlockTraining, i: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in training.given(of.record, *one).items()}
 
 
-def _groups(block: Bottleneck, descent: Descent) -> list[dict[str, Any]]:
-    """Biases, and weights and scales, each with their rate."""
-    parameters = trained(block)
-    weights = [parameter for name, parameter in parameters.items() if name.endswith(".weight")]
-    biases = [parameter for name, parameter in parameters.items() if not name.endswith(".weight")]
-    return [{"params": biases, "lr": descent.rate}, {"params": weights, "lr": descent.weight_rate}]
-
-
 def _loss(block: Bottleneck, examples: Examples, i: int) -> Tensor:
     return loss_of(block(examples.inputs[i : i + 1]), examples.targets[i : i + 1])[0]
-
-
-def _csv(steps: Sequence[Step]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["step", "picture", "integer_loss", "float_loss"])
-    for number, step in enumerate(steps):
-        writer.writerow([number, step.picture, f"{step.integer_loss:.6g}", f"{step.float_loss:.6g}"])
-    return file.getvalue()
-
-
-def _png(title: str, steps: Sequence[Step], n_pictures: int) -> bytes:
-    """Loss of each step, and the mean over each turn of all pictures."""
-    file = io.BytesIO()
-    with style():
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        ax = figure.subplots()
-        for name, label, colour, line in (
-            ("float_loss", "float", VERMILION, "-"),
-            ("integer_loss", "integers of the core", BLUE, "--"),
-        ):
-            values = np.array([getattr(step, name) for step in steps])
-            ax.plot(values, color=colour, linewidth=0.5, alpha=0.35)
-            turns = values[: len(values) // n_pictures * n_pictures].reshape(-1, n_pictures).mean(1)
-            at = (np.arange(len(turns)) + 0.5) * n_pictures
-            ax.plot(at, turns, line, color=colour, linewidth=1.8, label=f"{label}, mean over the pictures")
-        ax.set(title=title, xlabel="step, a picture each", ylabel="loss", yscale="log")
-        ax.legend(labelcolor=BLACK)
-        ax.grid(axis="y", which="both")
-        figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The first steps of a block's training on the convolution core's Verilog, every write against golden."""
+"""The first training steps on the convolution core's Verilog, every write against golden."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from hw.config import ChipConfig
 from hw.convolution.config import ConvolutionConfig, convolution_config
 from hw.convolution.cycles import replay
 from hw.convolution.golden import run
-from hw.convolution.operations import Operation
+from hw.convolution.operations import Operation, output_shapes, read_shapes
 from hw.convolution.program import lowered
 from hw.convolution.runs import Run
 from sim.driver.training import carried
@@ -34,14 +34,14 @@ def measured(
     """A step for each of ``examples``, the maps it is given; lists go from step to step.
 
     Each step's commands run in Verilator, in a memory of the chip's latency. ValueError where the chip is too
-    small for the block.
+    small for the step.
     """
     from hw.convolution.vectors import case_of
     from hw.harness import verilated
     from hw.harness.job import judge
     from hw.registry import BLOCKS
 
-    config, latency_cycles = convolution_config(chip), chip.dram_latency_cycles
+    config, latency_cycles = core_of(operations, chip), chip.dram_latency_cycles
     steps = list(runs(operations, examples))
     cases = [case_of(one, config, latency_cycles=latency_cycles) for one in steps]
     logs = verilated.run_cases(BLOCKS["convolution"], config, cases)
@@ -68,7 +68,7 @@ def runs(operations: Sequence[Operation], examples: Sequence[Mapping[str, Tensor
     """Each step with the maps and lists that it begins with."""
     lists: dict[str, Tensor] = {}
     for number, maps in enumerate(examples):
-        begun = {**maps, **lists}
+        begun = {**lists, **maps}
         yield Run(
             name=f"step {number}",
             operations=operations,
@@ -79,7 +79,24 @@ def runs(operations: Sequence[Operation], examples: Sequence[Mapping[str, Tensor
 
 def check(operations: Sequence[Operation], maps: Mapping[str, Tensor], chip: ChipConfig) -> None:
     """ValueError where the chip is too small for the step."""
-    lowered(operations, {name: values.numpy() for name, values in maps.items()}, convolution_config(chip))
+    lowered(operations, {name: values.numpy() for name, values in maps.items()}, core_of(operations, chip))
+
+
+def core_of(operations: Sequence[Operation], chip: ChipConfig) -> ConvolutionConfig:
+    """The chip's core, but with counters and tables for as many channels as the step has."""
+    config = convolution_config(chip)
+    most = max(
+        of.channels
+        for operation in operations
+        for of in (*read_shapes(operation).values(), *output_shapes(operation).values())
+    )
+    channels = max(config.array.max_channels, 1 << (most - 1).bit_length())
+    tiles = max(config.epilogue.max_tiles, channels // config.epilogue.lanes)
+    return replace(
+        config,
+        array=replace(config.array, max_channels=channels),
+        epilogue=replace(config.epilogue, max_tiles=tiles),
+    )
 
 
 def _model_cycles(one: Run, config: ConvolutionConfig, latency_cycles: int) -> int:

@@ -15,9 +15,9 @@ from hw.convolution.golden import run
 from sim.driver import block as blocks
 from sim.driver import lite, training, units
 from sim.driver.descent import Descent
-from sim.driver.formats import in_gradient_step, norm_format, out_step
+from sim.driver.formats import in_gradient_step, norm_format
 from tests.hw.mutants import mutated
-from tests.sim.test_driver_training import distance, examples_of, maps_of
+from tests.sim.test_driver_training import chw, distance, distance_to_target, examples_of, maps_of
 
 CASES = {
     "affine": {"norm": "affine"},
@@ -55,12 +55,9 @@ def first_step(record, examples):
     return run(step, maps_of(record, examples, 0))
 
 
-def exact_gradients(record, made):
-    """In float64, of the loss summed over pixels, through the integers of the forward pass."""
+def exact_gradients(record, made, g):
+    """In float64, from that of the block's output, through the integers of the forward pass."""
     first, second = record.lite.units
-
-    def chw(name, step=1.0):
-        return made[name].permute(2, 0, 1)[None].double() * step
 
     def leaf(value):
         return value.clone().requires_grad_()
@@ -68,20 +65,19 @@ def exact_gradients(record, made):
     def normed(z):
         return F.group_norm(z, z.shape[1] // 8, eps=NORM_EPSILON)
 
-    g = chw("y", out_step(record)) + chw("minus target", out_step(record))
-    z = [leaf(chw(f"{unit.name}.z", norm_format(unit).sum_step)) for unit in (first, second)]
+    z = [leaf(chw(made[f"{unit.name}.z"]) * norm_format(unit).sum_step) for unit in (first, second)]
     scales = [leaf(torch.from_numpy(values)) for values in (first.norm.scale, record.lite.scale)]
     bias = leaf(torch.from_numpy(first.bias))
     weights = [leaf(torch.from_numpy(unit.weights * unit.steps[0])) for unit in (first, second)]
     small = normed(z[1]) * scales[1][:, None, None]
     large = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
     of_z2, of_scale2 = torch.autograd.grad(large, [z[1], scales[1]], g)
-    x2 = leaf(chw(f"{first.name}.out", first.out_step))
+    x2 = leaf(chw(made[f"{first.name}.out"]) * first.out_step)
     of_x2, of_weights2 = torch.autograd.grad(F.conv2d(x2, weights[1]), [x2, weights[1]], of_z2)
     u1 = normed(z[0]) * scales[0][:, None, None] + bias[:, None, None]
-    of_u1 = of_x2 * chw(f"{first.name}.mask")
+    of_u1 = of_x2 * chw(made[f"{first.name}.mask"])
     of_z1, of_scale1, of_bias1 = torch.autograd.grad(u1, [z[0], scales[0], bias], of_u1)
-    x1 = leaf(chw("lite.in", first.in_step))
+    x1 = leaf(chw(made[f"{record.lite.name}.in"]) * first.in_step)
     sums = F.conv2d(x1, weights[0], stride=first.stride, padding=first.padding)
     of_x1, of_weights1 = torch.autograd.grad(sums, [x1, weights[0]], of_z1)
     return {
@@ -95,7 +91,7 @@ def exact_gradients(record, made):
 
 
 def errors(record, made, of=lite):
-    exact = exact_gradients(record, made)
+    exact = exact_gradients(record, made, distance_to_target(record, made))
     of_input = (made["x.gradient"] - made["x.gradient.main"]).permute(2, 0, 1)[None]
     found = {"input": of_input * in_gradient_step(record), **of.gradients(record.lite, made)}
     return {name: distance(gradient, exact[name]) for name, gradient in found.items()}

@@ -66,19 +66,31 @@ def first_step(record, examples):
     return run(step, maps_of(record, examples, 0))
 
 
-def exact_gradients(record, made):
-    """Float64 gradients of all biases and of the input, through the integers of the forward pass."""
+def chw(value):
+    """A map's integers as float64[1, c, H, H]."""
+    return value.permute(2, 0, 1)[None].double()
 
-    def chw(name):
-        return made[name].permute(2, 0, 1)[None].double()
 
-    g = (chw("y") + chw("minus target")) * out_step(record)
-    through_shortcut, biases = g, []
-    for i in reversed(range(len(record.units))):
-        unit = record.units[i]
+def distance_to_target(record, made):
+    """The gradient of a block's output, float64[1, c, H, H]."""
+    return chw(made["y"] + made["minus target"]) * out_step(record)
+
+
+def exact_gradients(record, made, g):
+    """Float64 gradients of all biases and of the input, through the integers of the forward pass, from that
+    of the output; without a lite module."""
+    biases, of_input = through(record.units, made, g)
+    return biases, of_input + g if record.shortcut else of_input
+
+
+def through(units, made, g):
+    """The same of some units in forward order."""
+    biases = []
+    for i in reversed(range(len(units))):
+        unit = units[i]
         biases.append(g.sum((0, 2, 3)).numpy())
         if unit.norm is not None:
-            z = (chw(f"{unit.name}.z") * norm_format(unit).sum_step).requires_grad_()
+            z = (chw(made[f"{unit.name}.z"]) * norm_format(unit).sum_step).requires_grad_()
             scale = torch.from_numpy(unit.norm.scale)
             normed = F.group_norm(z, unit.n_out // 8, scale, torch.zeros_like(scale), NORM_EPSILON)
             (g,) = torch.autograd.grad(normed, z, g)
@@ -89,8 +101,8 @@ def exact_gradients(record, made):
         sums = F.conv2d(padded, weights, stride=unit.stride, groups=unit.n_out if unit.depthwise else 1)
         (g,) = torch.autograd.grad(sums, x, g)
         if i:
-            g = g * chw(f"{record.units[i - 1].name}.mask")
-    return biases[::-1], (g + through_shortcut if record.shortcut else g)[0]
+            g = g * chw(made[f"{units[i - 1].name}.mask"])
+    return biases[::-1], g
 
 
 def distance(found, exact):
@@ -101,10 +113,10 @@ def distance(found, exact):
 def distances_to_exact(record, made):
     """Of all biases' gradients and of the input's."""
     pixels = record.units[-1].out_size ** 2
-    exact, of_input = exact_gradients(record, made)
+    exact, of_input = exact_gradients(record, made, distance_to_target(record, made))
     found = [training.bias_gradient(record, unit, made) * pixels for unit in record.units]
     in_gradient = made["x.gradient"].permute(2, 0, 1) * in_gradient_step(record)
-    return [*map(distance, found, exact), distance(in_gradient, of_input)]
+    return [*map(distance, found, exact), distance(in_gradient, of_input[0])]
 
 
 @pytest.fixture(scope="module")

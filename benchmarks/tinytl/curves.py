@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Losses of a training by the core's integers beside float, step by step."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.plots import BLACK, BLUE, VERMILION, style
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step on one picture."""
+
+    picture: int
+    integer_loss: float
+    float_loss: float
+
+
+def losses(steps: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
+    """Of integers and of float."""
+    integer, exact = np.array([(step.integer_loss, step.float_loss) for step in steps]).T
+    return integer, exact
+
+
+def as_csv(steps: Sequence[Step]) -> bytes:
+    """A row for each step."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["step", "picture", "integer_loss", "float_loss"])
+    for number, step in enumerate(steps):
+        writer.writerow([number, step.picture, f"{step.integer_loss:.6g}", f"{step.float_loss:.6g}"])
+    return file.getvalue().encode()
+
+
+def as_png(title: str, steps: Sequence[Step], n_mean: int, what: str) -> bytes:
+    """Loss of each step, and the mean over each ``n_mean`` steps, which ``what`` names."""
+    file = io.BytesIO()
+    integer, exact = losses(steps)
+    with style():
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for values, label, colour, line in (
+            (exact, "float", VERMILION, "-"),
+            (integer, "integers of the core", BLUE, "--"),
+        ):
+            ax.plot(values, color=colour, linewidth=0.5, alpha=0.35)
+            means = values[: len(values) // n_mean * n_mean].reshape(-1, n_mean).mean(1)
+            at = (np.arange(len(means)) + 0.5) * n_mean
+            ax.plot(at, means, line, color=colour, linewidth=1.8, label=f"{label}, mean over {what}")
+        ax.set(title=title, xlabel="step, a picture each", ylabel="loss", yscale="log")
+        ax.legend(labelcolor=BLACK)
+        ax.grid(axis="y", which="both")
+        figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
