@@ -15,6 +15,7 @@ import numpy as np
 
 from hw.config import preset
 from hw.convolution.config import convolution_config
+from hw.convolution.loss_runs import picture
 from hw.convolution.runs import Run, block, conv, depthwise, fir
 from hw.convolution.vectors import case_of
 from hw.depthwise.layer import DepthwiseLayer
@@ -53,6 +54,7 @@ def single(rng: np.random.Generator) -> Iterator[Run]:
         halved = replace(by_channel, kernel=3, padding=1, stride=2, out_height=8, out_width=8)
         back = replace(halved, height=8, width=8, out_height=16, out_width=16, transposed=True, wide=True)
         dy = {"x": rng.integers(-(1 << 15), 1 << 15, (8, 8, n))}
+        scores = {"c's scores": rng.integers(-999, 999, (1, 1, n)), "c's label": np.array([[n - 1]])}
         for name, operation, maps in (
             ("convolution", conv("c", same, "x", rng, {"y": 8}, noise=True), x),
             ("convolution, two readers", conv("c", same, "x", rng, {"y": 8, "z": 8}), x),
@@ -62,6 +64,7 @@ def single(rng: np.random.Generator) -> Iterator[Run]:
             ("depthwise 5 x 5", depthwise("c", by_channel, "x", rng, {"y": 8}), x),
             ("depthwise 3 x 3, stride 2", depthwise("c", halved, "x", rng, {"y": 8}), x),
             ("its gradient, 16 bits", depthwise("c", back, "x", rng, {"y": 16}), dy),
+            ("gradient of the loss", picture("c", n, rng, {"y": 16}), scores),
         ):
             yield Run(name=f"{name}, {n} channels", operations=[operation], maps=maps)
 

@@ -4,6 +4,7 @@
 Each pass over a layer is what the core would run: convolutions and depthwise layers, passes with kernel 1 for
 group norms and their gradients, transposes and convolutions over pixels for gradients of weights. Biases'
 gradients are sums that the epilogue makes on the way. Kernels over lists take what their cycle model says.
+The classifier's scores go through the loss unit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from hw.systolic.config import SystolicConfig
 from hw.systolic.descriptor import Layer as Convolution
 from hw.training.config import GROUP, Image, Kernel
 from hw.training.cycles import Timed, job_cycles
-from sim.convolution import Core, Estimate, Task, energy_pj, estimate, total
+from sim.convolution import Core, Estimate, Scores, Task, energy_pj, estimate, total
 
 MAX_CHANNELS = 4096
 """Of the array: pixels are channels where the gradient of a weight is summed."""
@@ -78,8 +79,11 @@ class _Lowering:
 
     def _fwd(self, layer: Layer) -> Iterator[Task]:
         match layer.kind:
-            case "conv" | "linear" | "avgpool2":
+            case "conv" | "avgpool2":
                 yield Task(name=layer.name, of=self._plain(layer), **self._after(layer))
+            case "linear":
+                yield Task(name=layer.name, of=self._plain(layer), out_bits=(16,), planar=True)
+                yield self._loss(layer)
             case "norm":
                 yield Task(name=layer.name, of=_pass_over(layer), **self._end(layer))
             case "bilinear_up":
@@ -96,6 +100,12 @@ class _Lowering:
             height=layer.h_in, width=layer.h_in, n_in=layer.c_in, n_out=layer.c_out, kernel=layer.kernel,
             stride=layer.stride, padding=layer.kernel // 2, groups=layer.groups,
         )  # fmt: skip
+
+    def _loss(self, classifier: Layer) -> Task:
+        """Gradients of the scores, for those of weights and of the input, and their sums for the biases."""
+        n_readers = 1 + ((classifier.name, "dgrad") in self.needed)
+        of = Scores(n_classes=classifier.c_out)
+        return Task(name="loss", of=of, out_bits=n_readers * (16,), planar=n_readers == 1, sums=True)
 
     def _padding(self, layer: Layer) -> int:
         """Rows above the input."""

@@ -20,7 +20,7 @@ from benchmarks.quality.report import as_csv
 from benchmarks.tinytl.methods_report import LABELS
 from hw.depthwise.layer import DepthwiseLayer
 from hw.systolic.descriptor import Layer as Convolution
-from sim.convolution import Core, Task, estimate
+from sim.convolution import Core, Scores, Task, estimate
 from sim.training import busy, step, training_core, works
 
 CLOCK_HZ = 1e9
@@ -106,6 +106,8 @@ def layer_rows(backbone: Backbone, name: str, resolution: int, core: Core) -> li
 def _unit(task: Task) -> str:
     if isinstance(task.of, DepthwiseLayer):
         return "pass" if task.of.kernel == 1 else "depthwise"
+    if isinstance(task.of, Scores):
+        return "loss"
     return "array" if isinstance(task.of, Convolution) else "transpose"
 
 

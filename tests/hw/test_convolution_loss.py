@@ -12,14 +12,14 @@ from hw.config import PRESETS
 from hw.convolution import rtl, vectors
 from hw.convolution.config import convolution_config
 from hw.convolution.golden import run
-from hw.convolution.loss_runs import loss_runs, pictures
+from hw.convolution.loss_runs import loss_runs, picture, pictures
 from hw.convolution.operations import Epilogue, LossGradient, Output, Reduce
 from hw.convolution.program import lowered
 from hw.convolution.rtl import Convolution
-from hw.convolution.runs import Run, random_epilogue
+from hw.convolution.runs import Run
 from hw.convolution.vectors import case_of, timed_case
 from hw.epilogue.config import EpilogueConfig
-from hw.loss.config import LossConfig, smoothed
+from hw.loss.config import Job, LossConfig, smoothed
 from tests.hw.mutants import mutated
 from tests.hw.test_convolution import CONFIGS, SMALL, misread, problems, small
 
@@ -53,25 +53,24 @@ def test_a_thousand_classes():
     rng, n = np.random.default_rng(4), 1000
     operations, maps = [], {}
     for label, outputs in ((0, {"a": 16}), (n - 1, {"b": 8, "b16": 16})):
-        operations.append(picture(n, f"x{label}", f"y{label}", random_epilogue(rng, (1, 1, n), outputs, 16)))
-        maps |= {f"x{label}": rng.integers(-3000, 3000, (1, 1, n)), f"y{label}": np.array([[label]])}
+        name = f"{label}"
+        operations.append(picture(name, n, rng, outputs))
+        maps |= {f"{name}'s scores": rng.integers(-3000, 3000, (1, 1, n))}
+        maps |= {f"{name}'s label": np.array([[label]])}
     one = Run(name="thousand", operations=operations, maps=maps)
     assert misread(one, config) == []
     assert problems(Convolution(config), [timed_case(one, config)]) == []
 
 
-def picture(n, source, label, epilogue):
-    job = smoothed(0.1, n, fraction_bits=8)
-    return LossGradient(name="loss", source=source, label=label, job=job, epilogue=epilogue)
-
-
-def plain(n, **more):
+def plain(n, job=None, **more):
     """Hands the gradient on, twice as large for every second channel."""
     scale = np.resize([1, 2], n).astype(np.int16)
-    return Epilogue(
+    epilogue = Epilogue(
         multiplier=np.ones(n, np.uint16), shift=0, bias=np.zeros(n, np.int32),
         outputs=(Output(name="g", bits=16, scale=scale, shift=0),), **more,
     )  # fmt: skip
+    job = job or smoothed(0.1, n, fraction_bits=8)
+    return LossGradient(name="loss", source="x", label="y", job=job, epilogue=epilogue)
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 37])
@@ -80,7 +79,7 @@ def test_a_gradient_is_that_of_pytorchs_cross_entropy(n):
     rng = np.random.default_rng(n)
     for label in (0, n - 1):
         scores = torch.from_numpy(rng.integers(-1500, 1500, (1, 1, n)))
-        operation = picture(n, "x", "y", plain(n, reduce=Reduce(name="bias", shift=0)))
+        operation = plain(n, reduce=Reduce(name="bias", shift=0))
         made = run([operation], {"x": scores, "y": torch.tensor([[label]])})
         x = (scores[0].double() / 2**8).requires_grad_()
         cross_entropy(x, torch.tensor([label]), label_smoothing=0.1).backward()
@@ -102,10 +101,11 @@ def test_every_preset_has_classes_for_the_whole_table():
 def test_what_the_core_does_not_take():
     maps = {"x": np.zeros((1, 1, 17), np.int64), "y": np.array([[2]])}
     with pytest.raises(ValueError, match="loss: classes must be at most 16, not 17"):
-        lowered([picture(17, "x", "y", plain(17))], maps, SMALL)
-    with pytest.raises(ValueError, match=r"classes must be in 2\.\.1024, not 1025"):
-        replace(picture(3, "x", "y", plain(3)), epilogue=plain(1025))
-    few = picture(3, "x", "y", plain(3))
+        lowered([plain(17)], maps, SMALL)
+    for n in (1, 1025):
+        with pytest.raises(ValueError, match=rf"loss: classes must be in 2\.\.1024, not {n}"):
+            plain(n, Job())
+    few = plain(3)
     x = {"x": np.zeros((1, 1, 3), np.int64)}
     with pytest.raises(ValueError, match=r"loss: label must be in 0\.\.2, not 3"):
         lowered([few], x | {"y": np.array([[3]])}, SMALL)

@@ -19,7 +19,7 @@ from hw.epilogue.config import Side
 from hw.systolic.descriptor import Layer as Convolution
 from hw.training.config import Image, Kernel
 from hw.training.cycles import Timed, job_cycles
-from sim.convolution import estimate
+from sim.convolution import Scores, estimate
 from sim.training import busy, step, training_core, works
 
 FLOWERS = replace(PROXYLESS_MOBILE, n_classes=102)
@@ -45,7 +45,7 @@ def test_products_are_those_of_the_layers(kind):
         layer = work.of.layer
         if work.of.kind != kind or layer.kind not in ("conv", "linear"):
             continue
-        (task,) = work.tasks
+        task = work.tasks[0]
         one = estimate(task, CORE)
         made = one.depthwise_macs or one.macs / planes
         assert layer.n_macs * 0.8 < made < layer.n_macs * 2, layer.name
@@ -101,6 +101,16 @@ def test_a_step_is_its_pictures_each_with_an_update():
     assert last.cycles < one.cycles < full.cycles and last.energy_pj < one.energy_pj < full.energy_pj
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         step(SMALL, LITE_BIAS, 64, 0, CORE)
+
+
+@pytest.mark.parametrize(("method", "n_readers"), [("last", 1), ("lite+bias", 2), ("full", 2)])
+def test_the_classifiers_scores_have_a_loss(method, n_readers):
+    """Once a step, of 16 bits; the gradient's reader is the weights', and the input's where one is needed."""
+    tasks = [task for work in works(FLOWERS, METHODS[method], 64) for task in work.tasks]
+    (place,) = (i for i, task in enumerate(tasks) if isinstance(task.of, Scores))
+    assert tasks[place - 1].name == "classifier" and tasks[place - 1].out_bits == (16,)
+    loss = tasks[place]
+    assert loss.of.n_classes == 102 and loss.out_bits == n_readers * (16,) and loss.sums
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 32), (32, 32)])

@@ -39,7 +39,7 @@ def test_shares_are_of_the_multipliers_there_are():
     assert row["array_busy"] == row["array_macs"] / row["array_cycles"] / 128
     assert row["all_busy"] == (row["array_macs"] + row["depthwise_macs"]) / row["cycles"] / (128 + 48)
     rows = layer_rows(backbone, "lite+bias", 64, core)
-    assert {one["unit"] for one in rows} == {"array", "depthwise", "pass", "transpose"}
+    assert {one["unit"] for one in rows} == {"array", "depthwise", "pass", "transpose", "loss"}
     assert all(0 <= one["busy"] <= 1 for one in rows)
     of_picture = sum(one["cycles"] for one in rows)
     updates = 2 * 1.25 * n_trained(backbone, METHODS["lite+bias"])
