@@ -340,17 +340,16 @@ def _transposed(task: Task, of: MapShape, core: Core) -> Estimate:
 
 
 def _loss(task: Task, n_classes: int, core: Core) -> Estimate:
-    """A picture by itself: its gradients begin to leave long after its last score has come."""
+    """A picture by itself, from its first score to its last gradient; the table comes beside that."""
     config, of_output = LossConfig(lanes=core.loss_lanes), _Output(task, core)
     beats, score_bytes = int(picture_cycles(n_classes, config)), WIDE_BYTES * core.loss_lanes
     paces = {
-        "loss": beats,
+        "loss": int(loss_latency_cycles(n_classes, config)) + 1,
         "output": of_output.n_pixel_tiles * of_output.cycles_per_beat,
         "input": beats * mean_words(score_bytes, score_bytes, core.bus_bytes),
         "side": of_output.side_cycles,
     }
-    fill = int(loss_latency_cycles(n_classes, config)) - beats + 1
-    return _made(core, paces, fill, of_output, input_bytes=WIDE_BYTES * n_classes)
+    return _made(core, paces, 0, of_output, input_bytes=WIDE_BYTES * n_classes)
 
 
 class _Output:
