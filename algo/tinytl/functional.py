@@ -6,6 +6,7 @@ Maps are float[B, C, H, W]. ReLU and ReLU6 keep one bit an element for the backw
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -142,16 +143,11 @@ def relu(x: Tensor) -> Tensor:
 
 def packed(mask: Tensor) -> Tensor:
     """bool[...] to uint8[ceil(n / 8)], the first element in the lowest bit."""
-    bits = F.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)
-    octets = torch.zeros(len(bits), dtype=torch.uint8, device=mask.device)
-    for i in range(8):
-        octets |= bits[:, i].to(torch.uint8) << i
-    return octets
+    octets = np.packbits(mask.flatten().cpu().numpy(), bitorder="little")
+    return torch.from_numpy(octets).to(mask.device)
 
 
 def unpacked(octets: Tensor, shape: torch.Size) -> Tensor:
     """Inverse of :func:`packed`, bool[shape]."""
-    bits = torch.empty((len(octets), 8), dtype=torch.bool, device=octets.device)
-    for i in range(8):
-        bits[:, i] = (octets >> i) & 1
-    return bits.flatten()[: shape.numel()].view(shape)
+    bits = np.unpackbits(octets.cpu().numpy(), count=shape.numel(), bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_)).view(shape).to(octets.device)
