@@ -36,6 +36,7 @@ SCORE = 8.0
 LOWEST_SCORE = -32.0
 """Bias of classes that there are only because rows of weights come by fours."""
 CLASSES_UNIT = 4
+MAX_SMOOTHING = 0.99
 MAX_POOLED = 7
 """Pixels of a side that are pooled by one depthwise layer."""
 
@@ -50,7 +51,7 @@ class HeadRecord:
     four; those beyond ``n_classes`` have weights 0 and bias LOWEST_SCORE, which never move."""
     n_classes: int
     smoothing: float
-    """0..0.99"""
+    """Of labels; 0..MAX_SMOOTHING."""
     feature_gradient_peak: float
 
 
@@ -66,8 +67,10 @@ def quantise_tail(network: Network, n_blocks: int, examples: TailExamples, *, sm
     """The last ``n_blocks`` and the head; ranges over all examples.
 
     ValueError where there are not so many blocks, for a lite module's maps of an odd size, for more than
-    MAX_POOLED x MAX_POOLED pixels to pool.
+    MAX_POOLED x MAX_POOLED pixels to pool, for ``smoothing`` outside of 0..MAX_SMOOTHING.
     """
+    if not 0 <= smoothing <= MAX_SMOOTHING:
+        raise ValueError(f"label_smoothing must be in 0..{MAX_SMOOTHING}, not {smoothing}")
     numbers = numbers_of(network, n_blocks)
     x, chain = examples.inputs.detach().clone().requires_grad_(), []
     for number in numbers:

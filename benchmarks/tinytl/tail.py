@@ -38,7 +38,7 @@ from sim.driver.training import carried
 NAMES = ("last", "bias", "lite+bias")
 """Methods whose steps the core has operations for."""
 N_MEAN = 50
-"""Steps of a mean loss."""
+"""Steps of a mean loss; of a short training a quarter of it."""
 BATCH = 50
 
 Lists = Mapping[str, Tensor]
@@ -73,7 +73,7 @@ class TailTraining:
             progress(f"loss {step.integer_loss:.3f}", len(steps), len(self.order))
         ended = _accuracies(self, network, lists)
         integer, exact = losses(steps)
-        n = min(N_MEAN, len(steps))
+        n = min(N_MEAN, -(-len(steps) // 4))
         result = {
             "tail": self.name,
             "n_trained": sum(of.numel() for of in trained(network, self.n_blocks, self.method).values()),

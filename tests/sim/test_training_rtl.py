@@ -11,9 +11,9 @@ from hw.convolution.vectors import timed_case
 from hw.harness import verilated
 from hw.harness.job import judge
 from hw.registry import BLOCKS
-from sim.driver import training
+from sim.driver import tail, training
 from sim.driver.descent import Descent
-from tests.sim import test_driver_lite, test_driver_training
+from tests.sim import test_driver_lite, test_driver_tail, test_driver_training
 from tests.sim.test_driver_training import CASES, examples_of, maps_of
 
 TINY = PRESETS["tiny"]
@@ -46,6 +46,36 @@ def test_steps_are_golden_in_verilog_and_take_the_modelled_cycles():
     logs = verilated.run_cases(BLOCKS["convolution"], config, todo)
     assert [judge(case, log).problems for case, log in zip(todo, logs, strict=True)] == [()] * 12
     assert all(len(log.beats["o_write"]) > 900 for log in logs)
+
+
+def tail_steps(name, n):
+    """The same of blocks, head and loss."""
+    _, examples, record = test_driver_tail.prepare(**test_driver_tail.CASES[name])
+    given = [test_driver_tail.maps_of(record, examples, i) for i in range(n)]
+    return tail.operations(record, Descent(rate=0.01)), given
+
+
+def test_steps_of_blocks_head_and_loss_are_golden_in_verilog():
+    """Two steps of the last block, and one of a chain of two with stride 2 and shortcut, with the modelled
+    cycles; under stalls as well."""
+    config = convolution_config(TINY)
+    todo = []
+    for name, n in (("one block", 2), ("stride 2, shortcut", 1)):
+        *_, last = steps_run = [timed_case(one, config) for one in runs(*tail_steps(name, n))]
+        todo += [*steps_run, last.stalled(0.3, seed=1)]
+    logs = verilated.run_cases(BLOCKS["convolution"], config, todo)
+    assert [judge(case, log).problems for case, log in zip(todo, logs, strict=True)] == [()] * 5
+    assert all(len(log.beats["o_write"]) > 1500 for log in logs)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", test_driver_tail.CASES)
+def test_five_steps_of_every_tail(name):
+    """In a memory of the chip's latency; lists go from step to step."""
+    operations, given = tail_steps(name, 4)
+    found = measured(operations, [*given, given[0]], TINY)
+    assert found.mismatches == ()
+    assert len(set(found.cycles)) == 1
 
 
 @pytest.mark.full
