@@ -49,7 +49,7 @@ class Setup:
     """Of the training part: what the search judges by."""
     batch_size: int = 16
     learning_rate: float = 2e-3
-    min_crop: float = 0.6
+    min_crop: float = 1.0
     n_super_steps: int = 1500
     n_steps: int = 1500
     shares: tuple[float, ...] = (0.5, 0.75)
