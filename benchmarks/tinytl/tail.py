@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from algo.files import write_atomically
 from algo.gan.data import ImageSet
-from algo.tinytl.architecture import METHODS, Method, check_resolution
+from algo.tinytl.architecture import LITE_GROUPS, METHODS, Method, check_resolution
 from algo.tinytl.data import load_labelled
 from algo.tinytl.network import Network
-from algo.tinytl.quantise import released
+from algo.tinytl.quantise import TINY, dense, released
 from algo.tinytl.quantise_tail import TailRecord, quantise_tail
 from algo.tinytl.tail import TailExamples, block_of, inputs_of, numbers_of, scores_of, trained
 from algo.tinytl.weights import as_input, pretrained
@@ -39,6 +39,8 @@ NAMES = ("last", "bias", "lite+bias")
 """Methods whose steps the core has operations for."""
 N_MEAN = 50
 """Steps of a mean loss; of a short training a quarter of it."""
+N_COMPARED = 16
+"""Pictures whose gradients are compared at the end."""
 BATCH = 50
 
 Lists = Mapping[str, Tensor]
@@ -72,6 +74,7 @@ class TailTraining:
             steps.append(step)
             progress(f"loss {step.integer_loss:.3f}", len(steps), len(self.order))
         ended = _accuracies(self, network, lists)
+        errors = gradient_errors(self, network, lists)
         integer, exact = losses(steps)
         n = min(N_MEAN, -(-len(steps) // 4))
         result = {
@@ -89,6 +92,7 @@ class TailTraining:
             "accuracy_before_float": begun[1],
             "accuracy": ended[0],
             "accuracy_float": ended[1],
+            **{f"gradient_error_{name}": error for name, error in errors.items()},
             **(_by_rtl(self) if self.n_rtl_steps else {}),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -178,6 +182,23 @@ def descend(of: TailTraining, network: Network, lists: dict[str, Tensor]) -> Ite
         loss.backward()
         optimiser.step()
         yield Step(picture=i, integer_loss=tail.loss(of.record, made), float_loss=float(loss.detach()))
+
+
+def gradient_errors(of: TailTraining, network: Network, lists: Lists) -> dict[str, float]:
+    """Of integers and float as they now are, each with its own parameters: distance of the gradients of the
+    first :data:`N_COMPARED` pictures, over their length."""
+    parameters = trained(network, of.n_blocks, of.method)
+    apart, length = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0)
+    for i in of.order[:N_COMPARED].tolist():
+        made = run(_operations(of), {**lists, **_maps(of, i)})
+        found = tail.gradients(of.record, made, classifier_only=of.method.name == "last")
+        with torch.enable_grad():
+            exact = torch.autograd.grad(_loss(of, network, i), list(parameters.values()))
+        for name, gradient in zip(parameters, exact, strict=True):
+            of_float = dense(gradient, LITE_GROUPS) if name.endswith("lite.conv1.weight") else gradient
+            apart[name] += float(np.square(found[name] - of_float.double().numpy()).sum())
+            length[name] += float(of_float.double().square().sum())
+    return {name: (apart[name] / max(length[name], TINY)) ** 0.5 for name in parameters}
 
 
 def _loss(of: TailTraining, network: Network, i: int) -> Tensor:

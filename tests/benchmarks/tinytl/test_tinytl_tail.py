@@ -73,6 +73,8 @@ def test_a_run_writes_the_losses_and_their_curve(tmp_path):
         assert result[name] == pytest.approx(result[f"{name}_float"], rel=0.03)
     assert result["accuracy_before"] == result["accuracy_before_float"] == pytest.approx(1 / 3)
     assert result["accuracy"] == result["accuracy_float"] > 0.6
+    errors = {name: value for name, value in result.items() if name.startswith("gradient_error_")}
+    assert len(errors) == 2 + 1 + 2 * 3 and 0 < max(errors.values()) < 0.5
     with (tmp_path / "steps.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(int(row["picture"]) for row in rows) == sorted(3 * [*range(24)])
