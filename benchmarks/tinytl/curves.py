@@ -37,8 +37,9 @@ def as_csv(steps: Sequence[Step]) -> bytes:
     return file.getvalue().encode()
 
 
-def as_png(title: str, steps: Sequence[Step], n_mean: int, what: str) -> bytes:
-    """Loss of each step, and the mean over each ``n_mean`` steps, which ``what`` names."""
+def as_png(title: str, steps: Sequence[Step], n_mean: int, what: str, scale: str = "log") -> bytes:
+    """Loss of each step, and the mean over each ``n_mean`` steps, which ``what`` names; ``scale`` of losses
+    as matplotlib has it."""
     file = io.BytesIO()
     integer, exact = losses(steps)
     with style():
@@ -52,8 +53,9 @@ def as_png(title: str, steps: Sequence[Step], n_mean: int, what: str) -> bytes:
             means = values[: len(values) // n_mean * n_mean].reshape(-1, n_mean).mean(1)
             at = (np.arange(len(means)) + 0.5) * n_mean
             ax.plot(at, means, line, color=colour, linewidth=1.8, label=f"{label}, mean over {what}")
-        ax.set(title=title, xlabel="step, a picture each", ylabel="loss", yscale="log")
-        ax.legend(labelcolor=BLACK)
+        ax.set_title(title, fontsize=9)
+        ax.set(xlabel="step, a picture each", ylabel="loss", yscale=scale)
+        figure.legend(labelcolor=BLACK, loc="outside lower center", ncols=2)
         ax.grid(axis="y", which="both")
         figure.savefig(file, format="png", dpi=150)
     return file.getvalue()

@@ -97,7 +97,7 @@ class TailTraining:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "steps.csv", as_csv(steps))
-        write_atomically(self.folder / "loss.png", as_png(self.name, steps, n, f"{n} steps"))
+        write_atomically(self.folder / "loss.png", as_png(self.name, steps, n, f"{n} steps", "linear"))
         write_atomically(self.folder / "tail.json", json.dumps(result, indent=1).encode())
         return result
 
@@ -133,8 +133,9 @@ def prepare_tail(
         released(block_of(network, number))
     training = _examples(network, n_blocks, labelled.training, n_pictures, seed)
     first = TailExamples(inputs=training.inputs[:n_calibration], labels=training.labels[:n_calibration])
+    what = f"{network.backbone.name}, last {n_blocks} of its blocks, {method}, {norm} norms"
     made = TailTraining(
-        name=f"last {n_blocks} of {network.backbone.name} on {data}, {method}, {norm} norms, {resolution} px",
+        name=f"{what}: {data}, {resolution} px",
         network=network,
         n_blocks=n_blocks,
         method=METHODS[method],
