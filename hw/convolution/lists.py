@@ -8,35 +8,12 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.epilogue.config import SUMS, TABLE_BEATS, Table
+from hw.epilogue.config import TABLE_BEATS
+from hw.epilogue.lists import MemoryList, TableList
 from hw.systolic.config import SystolicConfig
 from hw.systolic.descriptor import bands_of, weight_rows
 from hw.systolic.layer import Layer, Phase
 from hw.systolic.layout import ALIGN_BYTES
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MemoryList:
-    """Numbers of one type, one behind the other, the last axis fastest, low byte first."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    content: NDArray | None = None
-    """What it begins with, int64 of ``shape``; None: zeros, unless another operation says more."""
-
-    @property
-    def kind(self) -> tuple:
-        """What all who use the list must agree about."""
-        return type(self).__name__, np.dtype(self.dtype).str, self.shape
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TableList(MemoryList):
-    """A table of the epilogue, uint16[5, n_channels] as :meth:`hw.epilogue.config.Table.words`.
-
-    In memory tile by tile of channels, as its beats.
-    """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,22 +31,11 @@ class WeightList(MemoryList):
         return "WeightList", np.dtype(self.dtype).str, self.shape, self.layer
 
 
-def table_list(name: str, table: Table) -> TableList:
-    """A table that begins with these numbers."""
-    words = table.words()
-    return TableList(name=name, dtype=np.dtype(np.uint16), shape=words.shape, content=words)
-
-
 def weight_list(name: str, weights: NDArray[np.int8], layer: Layer) -> WeightList:
     """Weights that begin with these numbers."""
     return WeightList(
         name=name, dtype=np.dtype(np.int8), shape=weights.shape, content=weights.astype(np.int64), layer=layer
     )
-
-
-def sums_list(name: str, channels: int) -> MemoryList:
-    """int64[n_channels, 2]: each channel's sum of values and of products."""
-    return MemoryList(name=name, dtype=np.dtype(np.int64), shape=(channels, SUMS))
 
 
 def label_list(name: str) -> MemoryList:

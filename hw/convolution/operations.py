@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hw.depthwise.layer import DepthwiseLayer
 from hw.epilogue.config import SUM_BITS, Activation, Job, Reader, Reduction, Side, Table
+from hw.epilogue.lists import MemoryList, sums_list, table_list
 from hw.fir.config import Map
 from hw.loss.config import MAX_CLASSES, MIN_CLASSES, SCORE_BITS
 from hw.loss.config import Job as LossJob
@@ -25,7 +26,7 @@ from hw.training.operations import (
     Update,
 )
 
-from .lists import MemoryList, label_list, merged, sums_list, table_list, weight_list
+from .lists import label_list, merged, weight_list
 
 MAX_OUTPUTS = 2
 MAX_REDUCED_PIXELS = (1 << (SUM_BITS - 1 - 30)) - 1

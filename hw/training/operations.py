@@ -10,8 +10,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.convolution.lists import MemoryList, TableList, sums_list
 from hw.epilogue.config import TABLE_BEATS
+from hw.epilogue.lists import MemoryList, TableList, sums_list
 
 from .config import GROUP, Image, Norm, NormBack
 from .config import Update as UpdateJob
