@@ -165,7 +165,7 @@ def plot_search(summary: dict[str, Any], ax: Axes) -> Axes:
         (0.2, "found", "found by search", BLUE),
     ):
         bars = ax.bar(x + shift, [row[f"{key}_mse"] for row in rows], 0.38, color=colour, label=label)
-    ax.bar_label(bars, [f"{-100 * row['gain']:+.0f} %" for row in rows], fontsize=8)
+    ax.bar_label(bars, [f"{round(-100 * row['gain']):+d} %" for row in rows], fontsize=8)
     ax.set_xticks(x, [f"{row['ratio']:g}\n{row['uniform_macs'] / 1e6:.1f} M" for row in rows])
     ax.set_xlabel("budget: cost of the uniform ratio")
     ax.set_ylabel("mean squared difference from the full image")
