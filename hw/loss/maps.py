@@ -87,7 +87,7 @@ class MapLoss(wiring.Component):
         """Gradients side by side until a tile is full or the picture ends."""
         n_parts = self.columns // self.config.lanes
         gradients, o = loss.o, self.o
-        part, ends = Signal(range(n_parts)), Signal()
+        part, ends = Signal(range(max(2, n_parts))), Signal()
         m.d.comb += [
             gradients.ready.eq(~o.valid | o.ready),
             ends.eq(gradients.payload.last | (part == n_parts - 1)),
