@@ -25,6 +25,7 @@ CASES = {
     "one block": {"n_blocks": 1},
     "stride 2, shortcut": {"n_blocks": 2},
     "lite": {"n_blocks": 2, "lite": True},
+    "all": {"n_blocks": 3, "lite": True},
     "group": {"n_blocks": 2, "norm": "group", "lite": True, "n_classes": 4},
 }
 SMOOTHING = 0.1
@@ -106,7 +107,7 @@ def loss_of(network, examples, i, n_blocks):
 
 
 def method_of(record):
-    return METHODS["bias" if record.blocks[0].lite is None else "lite+bias"]
+    return METHODS["bias" if record.blocks[-1].lite is None else "lite+bias"]
 
 
 def errors(record, examples, i=0):
@@ -123,11 +124,11 @@ def test_gradients_are_exact_but_for_the_rounding_of_their_own_maps(prepared, ca
     """Against float64 through the same weights, masks and normed sums, from the same scores."""
     _, examples, record = prepared[case]
     found = errors(record, examples)
-    assert max(found.values()) < (3e-3 if case == "group" else 1e-3), found
+    assert max(found.values()) < {"all": 2e-3, "group": 3e-3}.get(case, 1e-3), found
     assert max(found["classifier.bias"], found["classifier.weight"]) < 1e-4
 
 
-@pytest.mark.parametrize(("case", "limit"), [*zip(CASES, (0.1, 0.2, 0.4, 0.6), strict=True)])
+@pytest.mark.parametrize(("case", "limit"), [*zip(CASES, (0.1, 0.2, 0.4, 0.4, 0.6), strict=True)])
 def test_gradients_are_near_autograd_s(prepared, case, limit):
     """Of the float network: what differs is 8-bit activations and weights, and masks that they flip."""
     network, examples, record = prepared[case]

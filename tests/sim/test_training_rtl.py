@@ -2,9 +2,10 @@
 """Training steps in the Verilog of the convolution core: forward, backward, update, step after step."""
 
 import pytest
+import torch
 
 from algo.tinytl.quantise import quantise
-from benchmarks.tinytl.block_rtl import measured, runs
+from benchmarks.tinytl.block_rtl import check, core_of, measured, runs
 from hw.config import PRESETS
 from hw.convolution.config import convolution_config
 from hw.convolution.vectors import timed_case
@@ -13,6 +14,7 @@ from hw.harness.job import judge
 from hw.registry import BLOCKS
 from sim.driver import tail, training
 from sim.driver.descent import Descent
+from sim.driver.passes import transposed
 from tests.sim import test_driver_lite, test_driver_tail, test_driver_training
 from tests.sim.test_driver_training import CASES, examples_of, maps_of
 
@@ -53,6 +55,14 @@ def tail_steps(name, n):
     _, examples, record = test_driver_tail.prepare(**test_driver_tail.CASES[name])
     given = [test_driver_tail.maps_of(record, examples, i) for i in range(n)]
     return tail.operations(record, Descent(rate=0.01)), given
+
+
+def test_a_core_has_counters_and_tables_for_the_step_s_channels():
+    preset = convolution_config(TINY)
+    assert core_of([transposed("a", 1, 1, preset.array.max_channels, "b")], TINY) == preset
+    wide = core_of([transposed("a", 1, 1, 1280, "b")], TINY)
+    assert wide.array.max_channels == wide.epilogue.max_tiles * wide.epilogue.lanes == 2048
+    check([transposed("a", 1, 1, 1280, "b")], {"a": torch.zeros(1, 1, 1280, dtype=torch.int64)}, TINY)
 
 
 def test_steps_of_blocks_head_and_loss_are_golden_in_verilog():
