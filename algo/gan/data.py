@@ -117,10 +117,15 @@ def _fashion(resolution: int, test: bool) -> ImageSet:
             content[kind] = torch.frombuffer(bytearray(file.read()[n_header:]), dtype=torch.uint8)
     images = F.pad(content["images-idx3"].reshape(-1, 1, 28, 28), (2, 2, 2, 2))
     if resolution != 32:
-        size = (resolution, resolution)
-        images = F.interpolate(images.float(), size, mode="bilinear", antialias=True).round().byte()
+        images = torch.cat([_resized(some, resolution) for some in images.split(1000)])
     source = f"Fashion-MNIST {'test' if test else 'training'} part of {FASHION_PACKAGE}"
     return ImageSet(images, content["labels-idx1"].long(), source)
+
+
+def _resized(images: Tensor, resolution: int) -> Tensor:
+    """uint8[N, 1, R, R]; on the way it takes several times the memory."""
+    size = (resolution, resolution)
+    return F.interpolate(images.float(), size, mode="bilinear", antialias=True).round().byte()
 
 
 def _folder(folder: Path, resolution: int) -> ImageSet:
