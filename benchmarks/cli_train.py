@@ -321,7 +321,7 @@ def block(
 
 @train_app.command()
 def tail(
-    blocks: Annotated[int, typer.Option(min=1, help="Of EfficientNet-Lite0, the last ones.")] = 1,
+    blocks: Annotated[int, typer.Option(help="Of EfficientNet-Lite0, the last ones: 1..16.")] = 1,
     data: Annotated[
         str, typer.Option(help="fashion, emoji (by kind), or a folder with one folder a class.")
     ] = "fashion",

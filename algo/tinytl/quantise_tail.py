@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from algo.tinytl.network import Network
 from algo.tinytl.quantise import (
+    TOP,
     WEIGHT_HEADROOM,
     WEIGHT_LIMIT,
     BlockRecord,
@@ -94,7 +95,7 @@ def quantise_tail(network: Network, n_blocks: int, examples: TailExamples, *, sm
         blocks.append(block_record(block_of(network, number), trace, step_of(trace.x), name=f"b{number}."))
     mixed = values_of(mix, of_z, of_u)
     head = HeadRecord(
-        mix=unit_record("mix", network.mix, mixed, step_of(mixed.x), step_of(pooled, 6.0)),
+        mix=unit_record("mix", network.mix, mixed, step_of(mixed.x), step_of(pooled, TOP)),
         classifier=_classifier(network, peak(weights), step_of(features)),
         n_classes=network.backbone.n_classes,
         smoothing=smoothing,

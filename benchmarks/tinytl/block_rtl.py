@@ -79,7 +79,12 @@ def runs(operations: Sequence[Operation], examples: Sequence[Mapping[str, Tensor
 
 def check(operations: Sequence[Operation], maps: Mapping[str, Tensor], chip: ChipConfig) -> None:
     """ValueError where the chip is too small for the step."""
-    lowered(operations, {name: values.numpy() for name, values in maps.items()}, core_of(operations, chip))
+    try:
+        lowered(
+            operations, {name: values.numpy() for name, values in maps.items()}, core_of(operations, chip)
+        )
+    except ValueError as error:
+        raise ValueError(f"preset {chip.name}: {error}") from None
 
 
 def core_of(operations: Sequence[Operation], chip: ChipConfig) -> ConvolutionConfig:

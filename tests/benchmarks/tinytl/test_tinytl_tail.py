@@ -105,6 +105,7 @@ def test_a_lite_module_trains_too_and_steps_run_in_verilog(tmp_path):
     [
         (["--method", "full"], "method must be one of last, bias, lite+bias, not 'full'"),
         (["--blocks", 5], "blocks must be in 1..4, not 5"),
+        (["--blocks", 0], "blocks must be in 1..4, not 0"),
         (["--resolution", 32], "resolution must be at least 64 pixels, not 32"),
         (["--resolution", 256], "the last map must be at most 7 pixels wide, not 16"),
         (["--classifier-rate", 0], "classifier_rate must be above 0, not 0.0"),
