@@ -340,7 +340,7 @@ def tail(
     classifier_rate: Annotated[float, typer.Option(help="For the classifier.")] = 3e-5,
     momentum: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    rtl_steps: Annotated[int, typer.Option(min=0, help="Run so many in Verilog as well.")] = 0,
+    rtl_steps: Annotated[int, typer.Option(min=0, help="Run so many more in Verilog.")] = 0,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "edge",
     out: Annotated[Path, typer.Option(help="Folder of the losses and their curve.")] = Path(
         "results/train/tail"

@@ -29,9 +29,13 @@ class Measured:
 
 
 def measured(
-    operations: Sequence[Operation], examples: Sequence[Mapping[str, Tensor]], chip: ChipConfig
+    operations: Sequence[Operation],
+    examples: Sequence[Mapping[str, Tensor]],
+    chip: ChipConfig,
+    lists: Mapping[str, Tensor] | None = None,
 ) -> Measured:
-    """A step for each of ``examples``, the maps it is given; lists go from step to step.
+    """A step for each of ``examples``, the maps it is given; lists go from step to step, the first one begins
+    with ``lists``.
 
     Each step's commands run in Verilator, in a memory of the chip's latency. ValueError where the chip is too
     small for the step.
@@ -42,7 +46,7 @@ def measured(
     from hw.registry import BLOCKS
 
     config, latency_cycles = core_of(operations, chip), chip.dram_latency_cycles
-    steps = list(runs(operations, examples))
+    steps = list(runs(operations, examples, lists))
     cases = [case_of(one, config, latency_cycles=latency_cycles) for one in steps]
     logs = verilated.run_cases(BLOCKS["convolution"], config, cases)
     cycles = tuple(int(log.since_first_input("o_done")[-1]) for log in logs)
@@ -64,9 +68,13 @@ def measured(
     )
 
 
-def runs(operations: Sequence[Operation], examples: Sequence[Mapping[str, Tensor]]) -> Iterator[Run]:
+def runs(
+    operations: Sequence[Operation],
+    examples: Sequence[Mapping[str, Tensor]],
+    lists: Mapping[str, Tensor] | None = None,
+) -> Iterator[Run]:
     """Each step with the maps and lists that it begins with."""
-    lists: dict[str, Tensor] = {}
+    lists = lists or {}
     for number, maps in enumerate(examples):
         begun = {**lists, **maps}
         yield Run(

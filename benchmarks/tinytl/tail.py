@@ -63,7 +63,7 @@ class TailTraining:
     """int64[n_steps]: the picture of each step."""
     chip: ChipConfig
     n_rtl_steps: int
-    """So many steps run in Verilog as well."""
+    """So many more steps run in Verilog."""
     folder: Path
 
     def __call__(self, progress: Progress) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class TailTraining:
             "accuracy": ended[0],
             "accuracy_float": ended[1],
             **{f"gradient_error_{name}": error for name, error in errors.items()},
-            **(_by_rtl(self) if self.n_rtl_steps else {}),
+            **(_by_rtl(self, lists) if self.n_rtl_steps else {}),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "steps.csv", as_csv(steps))
@@ -223,9 +223,10 @@ def _accuracies(of: TailTraining, network: Network, lists: Lists) -> tuple[float
     return float(by_integers), float(by_float)
 
 
-def _by_rtl(of: TailTraining) -> dict[str, Any]:
+def _by_rtl(of: TailTraining, lists: Lists) -> dict[str, Any]:
+    """More steps, from what has been learned: a new classifier gives no gradient to what is before it."""
     first = of.order[: of.n_rtl_steps].tolist()
-    found = block_rtl.measured(_operations(of), [_maps(of, i) for i in first], of.chip)
+    found = block_rtl.measured(_operations(of), [_maps(of, i) for i in first], of.chip, lists)
     return {
         "rtl_cycles": list(found.cycles),
         "rtl_writes": found.n_writes,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Training steps in the Verilog of the convolution core: forward, backward, update, step after step."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from algo.tinytl.quantise import quantise
 from benchmarks.tinytl.block_rtl import check, core_of, measured, runs
 from hw.config import PRESETS
 from hw.convolution.config import convolution_config
+from hw.convolution.golden import run
 from hw.convolution.vectors import timed_case
 from hw.harness import verilated
 from hw.harness.job import judge
@@ -63,6 +65,16 @@ def test_a_core_has_counters_and_tables_for_the_step_s_channels():
     wide = core_of([transposed("a", 1, 1, 1280, "b")], TINY)
     assert wide.array.max_channels == wide.epilogue.max_tiles * wide.epilogue.lanes == 2048
     check([transposed("a", 1, 1, 1280, "b")], {"a": torch.zeros(1, 1, 1280, dtype=torch.int64)}, TINY)
+
+
+def test_runs_begin_with_what_was_learned_and_with_their_own_label():
+    operations, (first, second) = tail_steps("one block", 2)
+    lists = training.carried(operations, run(operations, first))
+    (made,) = runs(operations, [second], lists)
+    assert made.maps.keys() == lists.keys() | second.keys()
+    for name, value in (lists | second).items():
+        assert np.array_equal(made.maps[name], value.numpy()), name
+    assert made.maps["label"] == 1 and lists["label"] == 0
 
 
 def test_steps_of_blocks_head_and_loss_are_golden_in_verilog():

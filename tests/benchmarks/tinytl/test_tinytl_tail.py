@@ -93,7 +93,8 @@ def test_the_classifier_alone(tmp_path):
 
 
 def test_a_lite_module_trains_too_and_steps_run_in_verilog(tmp_path):
-    result = run(tmp_path, "--steps", 2, "--resolution", 64, "--rtl-steps", 1, "--preset", "tiny")
+    options = "--classifier-rate", 1e-2, "--resolution", 64, "--rtl-steps", 1, "--preset", "tiny"
+    result = run(tmp_path, "--steps", 2, *options)
     n_lite = 16 * 8 * 25 + 2 * 16 + 16 * 24 + 24
     assert result["n_trained"] == 3 * 32 + 3 + 2 * 32 + 24 + 32 + n_lite
     assert result["rtl_mismatches"] == [] and result["rtl_writes"] > 2000
