@@ -326,8 +326,8 @@ def tail(
         str, typer.Option(help="fashion, emoji (by kind), or a folder with one folder a class.")
     ] = "fashion",
     resolution: Annotated[int, typer.Option(help="Pixels of a picture's side; at most 224.")] = 64,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Train on this many; default all.")] = 400,
-    test_pictures: Annotated[int | None, typer.Option(min=1, help="Judge by this many; default all.")] = 300,
+    pictures: Annotated[int, typer.Option(min=0, help="Train on this many; 0: all.")] = 400,
+    test_pictures: Annotated[int, typer.Option(min=0, help="Judge by this many; 0: all.")] = 300,
     calibration_pictures: Annotated[int, typer.Option(min=1, help="Measure ranges on this many.")] = 64,
     method: Annotated[str, typer.Option(help="last, bias or lite+bias.")] = "lite+bias",
     norm: Annotated[
@@ -372,3 +372,5 @@ def _train(task: Callable[..., dict[str, Any]], *, as_json: bool) -> None:
     with progress_bar() as progress, user_input():  # a folder that holds another run is found out only here
         result = task(progress)
     print_fields(result, as_json=as_json)
+    if result.get("rtl_mismatches"):
+        raise typer.Exit(1)

@@ -32,7 +32,7 @@ from hw.epilogue.config import TABLE_BEATS, Side
 from hw.fir.config import LATENCY_CYCLES as FIR_LATENCY_CYCLES
 from hw.fir.config import FirConfig, Map
 from hw.fir.cycles import map_cycles
-from hw.loss.config import LossConfig, loss_config
+from hw.loss.config import MAX_CLASSES, MIN_CLASSES, LossConfig, loss_config
 from hw.loss.cycles import latency_cycles as loss_latency_cycles
 from hw.loss.cycles import picture_cycles
 from hw.systolic.config import ACCUMULATOR_BITS, QUAD_BYTES, SystolicConfig, systolic_config
@@ -86,9 +86,15 @@ def core_of(chip: ChipConfig) -> Core:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Of a picture, for its loss."""
+    """Of a picture, for its loss; ValueError for more classes than any loss unit has, or fewer."""
 
     n_classes: int
+
+    def __post_init__(self) -> None:
+        if not MIN_CLASSES <= self.n_classes <= MAX_CLASSES:
+            raise ValueError(
+                f"n_classes must be in {MIN_CLASSES}..{MAX_CLASSES} for a loss, not {self.n_classes}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

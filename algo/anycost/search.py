@@ -4,7 +4,7 @@
 Anycost GAN describes such a search and publishes its results, not the search.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -70,9 +70,9 @@ def evolve(
     first population as it is, where affordable. Each sub-generator is evaluated once; ties go to the one met
     first. ValueError where nothing affordable is found.
     """
+    checked = [shape.checked(sub) for sub in start if cost(sub) <= budget]
     cost = cache(cost)
     space = _Space(shape, tuple(resolutions) or (shape.resolution,), config, cost, budget)
-    checked = [shape.checked(sub) for sub in start if cost(sub) <= budget]
     best = fittest(space, cost, budget, fitness, config, start=checked, on_generation=on_generation)
     return Found(best.candidate, best.cost, best.fitness, best.history, best.n_evaluated)
 
@@ -136,7 +136,7 @@ class _Space:
         """One layer at a time with its next width."""
         found = []
         for i, (options, width) in enumerate(zip(self.options, sub.widths, strict=True)):
-            j = bisect_left(options, width) + direction
+            j = bisect_right(options, width) if direction > 0 else bisect_left(options, width) - 1
             if 0 <= j < len(options):
                 found.append(replace(sub, widths=(*sub.widths[:i], options[j], *sub.widths[i + 1 :])))
         return found

@@ -143,11 +143,29 @@ def relu(x: Tensor) -> Tensor:
 
 def packed(mask: Tensor) -> Tensor:
     """bool[...] to uint8[ceil(n / 8)], the first element in the lowest bit."""
-    octets = np.packbits(mask.flatten().cpu().numpy(), bitorder="little")
-    return torch.from_numpy(octets).to(mask.device)
+    if mask.device.type == "cpu":  # a tenth of the time
+        return torch.from_numpy(np.packbits(mask.flatten().numpy(), bitorder="little"))
+    return packed_by_torch(mask)
 
 
 def unpacked(octets: Tensor, shape: torch.Size) -> Tensor:
     """Inverse of :func:`packed`, bool[shape]."""
-    bits = np.unpackbits(octets.cpu().numpy(), count=shape.numel(), bitorder="little")
-    return torch.from_numpy(bits.view(np.bool_)).view(shape).to(octets.device)
+    if octets.device.type == "cpu":
+        bits = np.unpackbits(octets.numpy(), count=shape.numel(), bitorder="little")
+        return torch.from_numpy(bits.view(np.bool_)).view(shape)
+    return unpacked_by_torch(octets, shape)
+
+
+def packed_by_torch(mask: Tensor) -> Tensor:
+    """:func:`packed` on any device."""
+    bits = F.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)
+    octets = torch.zeros(len(bits), dtype=torch.uint8, device=mask.device)
+    for i in range(8):
+        octets |= bits[:, i].to(torch.uint8) << i
+    return octets
+
+
+def unpacked_by_torch(octets: Tensor, shape: torch.Size) -> Tensor:
+    """:func:`unpacked` on any device."""
+    bits = torch.stack([(octets >> i) & 1 for i in range(8)], 1).bool()
+    return bits.flatten()[: shape.numel()].view(shape)

@@ -80,6 +80,10 @@ class Setup:
     seed: int = 0
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        if self.n_other_draws < 2:
+            raise ValueError(f"n_other_draws must be at least 2, not {self.n_other_draws}")
+
     @property
     def shape(self) -> GeneratorConfig:
         """Of the generator."""

@@ -55,6 +55,7 @@ class BlockTraining:
 
     def __call__(self, progress: Progress) -> dict[str, Any]:
         """Trains, writes ``steps.csv``, ``loss.png`` and ``block.json``; returns the numbers."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # fails before the training, not behind it
         gradient_errors = first_gradient_errors(self)
         steps = []
         for step in descend(self):
@@ -72,13 +73,17 @@ class BlockTraining:
             "last_loss": float(integer[-n:].mean()),
             "last_loss_float": float(exact[-n:].mean()),
             "largest_difference": float(np.abs(integer / exact - 1).max()),
-            **(_by_rtl(self) if self.n_rtl_steps else {}),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "steps.csv", as_csv(steps))
         write_atomically(self.folder / "loss.png", as_png(self.name, steps, n, "the pictures"))
-        write_atomically(self.folder / "block.json", json.dumps(result, indent=1).encode())
+        self._write(result)
+        if self.n_rtl_steps:
+            result |= _by_rtl(self)
+            self._write(result)
         return result
+
+    def _write(self, result: dict[str, Any]) -> None:
+        write_atomically(self.folder / "block.json", json.dumps(result, indent=1).encode())
 
 
 def prepare_block(

@@ -7,7 +7,7 @@ The network is EfficientNet-Lite0. What lies before the tail stays as it is and 
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from algo.files import write_atomically
 from algo.gan.data import ImageSet
-from algo.tinytl.architecture import LITE_GROUPS, METHODS, Method, check_resolution
+from algo.tinytl.architecture import EFFICIENTNET_LITE0, LITE_GROUPS, METHODS, Method, check_resolution
 from algo.tinytl.data import load_labelled
 from algo.tinytl.network import Network
-from algo.tinytl.quantise import TINY, dense, released
-from algo.tinytl.quantise_tail import TailRecord, quantise_tail
+from algo.tinytl.quantise import TINY, WEIGHT_LIMIT, dense, released
+from algo.tinytl.quantise_tail import MAX_POOLED, TailRecord, quantise_tail
 from algo.tinytl.tail import TailExamples, block_of, inputs_of, numbers_of, scores_of, trained
 from algo.tinytl.weights import as_input, pretrained
 from benchmarks.quality.progress import Progress
@@ -34,6 +34,7 @@ from hw.convolution.operations import Operation, lists_of
 from sim.driver import tail
 from sim.driver.descent import Descent
 from sim.driver.training import carried
+from sim.driver.weights import forward_weights
 
 NAMES = ("last", "bias", "lite+bias")
 """Methods whose steps the core has operations for."""
@@ -42,6 +43,8 @@ N_MEAN = 50
 N_COMPARED = 16
 """Pictures whose gradients are compared at the end."""
 BATCH = 50
+MAX_RESOLUTION = 32 * MAX_POOLED
+"""Of pictures, whose last map is to be pooled."""
 
 Lists = Mapping[str, Tensor]
 """That a step begins with."""
@@ -68,6 +71,7 @@ class TailTraining:
 
     def __call__(self, progress: Progress) -> dict[str, Any]:
         """Trains, writes ``steps.csv``, ``loss.png`` and ``tail.json``; returns the numbers."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # fails before the training, not behind it
         steps, network, lists = [], deepcopy(self.network), dict[str, Tensor]()
         begun = _accuracies(self, network, lists)
         for step in descend(self, network, lists):
@@ -93,21 +97,26 @@ class TailTraining:
             "accuracy": ended[0],
             "accuracy_float": ended[1],
             **{f"gradient_error_{name}": error for name, error in errors.items()},
-            **(_by_rtl(self, lists) if self.n_rtl_steps else {}),
+            "classifier_weights_at_limit": _share_at_limit(self, lists),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "steps.csv", as_csv(steps))
         write_atomically(self.folder / "loss.png", as_png(self.name, steps, n, f"{n} steps", "linear"))
-        write_atomically(self.folder / "tail.json", json.dumps(result, indent=1).encode())
+        self._write(result)
+        if self.n_rtl_steps:
+            result |= _by_rtl(self, lists)
+            self._write(result)
         return result
+
+    def _write(self, result: dict[str, Any]) -> None:
+        write_atomically(self.folder / "tail.json", json.dumps(result, indent=1).encode())
 
 
 def prepare_tail(
     n_blocks: int,
     data: str,
     resolution: int,
-    n_pictures: int | None,
-    n_test: int | None,
+    n_pictures: int,
+    n_test: int,
     n_calibration: int,
     method: str,
     norm: str,
@@ -123,12 +132,14 @@ def prepare_tail(
     ``n_calibration`` give the ranges; ValueError for bad input."""
     if method not in NAMES:
         raise ValueError(f"method must be one of {', '.join(NAMES)}, not {method!r}")
+    check_resolution(replace(EFFICIENTNET_LITE0, lite=METHODS[method].lite_weights), resolution)
+    if resolution > MAX_RESOLUTION:
+        raise ValueError(f"resolution must be at most {MAX_RESOLUTION} pixels, not {resolution}")
     labelled = load_labelled(data, resolution)
     network = pretrained(
         n_classes=len(labelled.classes), norm=norm, lite=METHODS[method].lite_weights, seed=seed
     )
     network.eval().requires_grad_(False)
-    check_resolution(network.backbone, resolution)
     for number in numbers_of(network, n_blocks):
         released(block_of(network, number))
     training = _examples(network, n_blocks, labelled.training, n_pictures, seed)
@@ -154,8 +165,8 @@ def prepare_tail(
     return made
 
 
-def _examples(network: Network, n_blocks: int, pictures: ImageSet, n: int | None, seed: int) -> TailExamples:
-    """What the tail reads of ``n`` pictures."""
+def _examples(network: Network, n_blocks: int, pictures: ImageSet, n: int, seed: int) -> TailExamples:
+    """What the tail reads of ``n`` pictures; 0: of all."""
     drawn = pictures.subset(n or len(pictures.images), seed)
     assert drawn.labels is not None
     inputs = [inputs_of(network, n_blocks, as_input(some)) for some in drawn.images.split(BATCH)]
@@ -190,8 +201,9 @@ def gradient_errors(of: TailTraining, network: Network, lists: Lists) -> dict[st
     first :data:`N_COMPARED` pictures, over their length."""
     parameters = trained(network, of.n_blocks, of.method)
     apart, length = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0)
+    operations = _operations(of)
     for i in of.order[:N_COMPARED].tolist():
-        made = run(_operations(of), {**lists, **_maps(of, i)})
+        made = run(operations, {**lists, **_maps(of, i)})
         found = tail.gradients(of.record, made, classifier_only=of.method.name == "last")
         with torch.enable_grad():
             exact = torch.autograd.grad(_loss(of, network, i), list(parameters.values()))
@@ -223,10 +235,16 @@ def _accuracies(of: TailTraining, network: Network, lists: Lists) -> tuple[float
     return float(by_integers), float(by_float)
 
 
+def _share_at_limit(of: TailTraining, lists: Lists) -> float:
+    """Of the classifier's 8-bit weights: more than a few, and its rate is too large for their unit."""
+    weights = lists[forward_weights(of.record.head.classifier)]
+    return float((weights.abs() >= WEIGHT_LIMIT).double().mean())
+
+
 def _by_rtl(of: TailTraining, lists: Lists) -> dict[str, Any]:
     """More steps, from what has been learned: a new classifier gives no gradient to what is before it."""
-    first = of.order[: of.n_rtl_steps].tolist()
-    found = block_rtl.measured(_operations(of), [_maps(of, i) for i in first], of.chip, lists)
+    pictures = [int(of.order[i % len(of.order)]) for i in range(of.n_rtl_steps)]
+    found = block_rtl.measured(_operations(of), [_maps(of, i) for i in pictures], of.chip, lists)
     return {
         "rtl_cycles": list(found.cycles),
         "rtl_writes": found.n_writes,

@@ -97,6 +97,21 @@ def test_candidates_spend_the_budget():
                 assert compute_macs(shape, other) > budget
 
 
+def test_a_start_may_have_widths_that_are_no_choice():
+    """Its descendants spend the budget too, by the next choices."""
+    narrow = SMALL.uniform(0.25)
+    assert narrow.widths[-1] not in SMALL.choices(SMALL.n_styles - 1)
+    seen: set[SubGenerator] = set()
+
+    def fitness(sub: SubGenerator) -> float:
+        seen.add(sub)
+        return float(sub != narrow)
+
+    config = SearchConfig(population=8, generations=6, mutate_width=0.0, mutation_share=1.0)
+    evolve(SMALL, macs_of(SMALL), compute_macs(SMALL, SMALL.full), fitness, config, start=[narrow])
+    assert seen == {narrow, SMALL.full}
+
+
 def test_finer_steps_find_more():
     budget = compute_macs(SMALL, SMALL.uniform(0.75))
 

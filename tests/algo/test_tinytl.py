@@ -29,11 +29,13 @@ from algo.tinytl.functional import (
     conv,
     conv_input_gradient,
     packed,
+    packed_by_torch,
     relu,
     relu6,
     standardised,
     standardised_backward_,
     unpacked,
+    unpacked_by_torch,
 )
 from algo.tinytl.live import gradient_error, peak_bytes_of, saved_for_backward
 from algo.tinytl.memory import full_count, parameter_bytes, published
@@ -229,6 +231,8 @@ def test_activations_keep_one_bit():
     assert relu(x).tolist() == x.clamp(min=0).tolist()
     mask = torch.rand(3, 7, generator=rng()) < 0.5
     assert torch.equal(unpacked(packed(mask), mask.shape), mask)
+    assert torch.equal(packed_by_torch(mask), packed(mask))
+    assert torch.equal(unpacked_by_torch(packed(mask), mask.shape), mask)
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "tensorflow"])

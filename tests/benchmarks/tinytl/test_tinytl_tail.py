@@ -14,7 +14,7 @@ from algo.tinytl.architecture import EFFICIENTNET_LITE0, Block
 from algo.tinytl.data import Labelled
 from algo.tinytl.network import Network, modules_by_layer
 from benchmarks.cli import app
-from benchmarks.tinytl import tail
+from benchmarks.tinytl import block_rtl, tail
 
 SMALL = replace(
     EFFICIENTNET_LITE0,
@@ -93,12 +93,42 @@ def test_the_classifier_alone(tmp_path):
 
 
 def test_a_lite_module_trains_too_and_steps_run_in_verilog(tmp_path):
-    options = "--classifier-rate", 1e-2, "--resolution", 64, "--rtl-steps", 1, "--preset", "tiny"
-    result = run(tmp_path, "--steps", 2, *options)
+    options = "--classifier-rate", 1e-2, "--weight-rate", 1, "--resolution", 64, "--preset", "tiny"
+    result = run(tmp_path, "--steps", 4, "--rtl-steps", 1, *options)
     n_lite = 16 * 8 * 25 + 2 * 16 + 16 * 24 + 24
     assert result["n_trained"] == 3 * 32 + 3 + 2 * 32 + 24 + 32 + n_lite
     assert result["rtl_mismatches"] == [] and result["rtl_writes"] > 2000
     assert len(result["rtl_cycles"]) == 1
+    errors = {name: value for name, value in result.items() if ".lite." in name}
+    assert len(errors) == 5 and max(errors.values()) < 0.9  # 1 where the integers' is 0
+
+
+def test_verilog_that_differs_fails_the_run(tmp_path, monkeypatch):
+    """The results are there."""
+    wrong = block_rtl.Measured(cycles=(1,), n_writes=1, mismatches=("step 0: wrong word",))
+    monkeypatch.setattr(block_rtl, "measured", lambda *arguments: wrong)
+    options = "--method", "last", "--resolution", 32, "--steps", 2, "--rtl-steps", 3, "--preset", "tiny"
+    done = train(*options, "--pictures", 24, "--test-pictures", 12, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert json.loads((tmp_path / "tail.json").read_text())["rtl_mismatches"] == ["step 0: wrong word"]
+
+
+def test_a_training_is_kept_though_verilog_breaks(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no simulator")
+
+    monkeypatch.setattr(block_rtl, "measured", broken)
+    options = "--method", "last", "--resolution", 32, "--steps", 2, "--rtl-steps", 1, "--preset", "tiny"
+    assert train(*options, "--pictures", 24, "--test-pictures", 12, "--out", tmp_path).exit_code == 1
+    assert json.loads((tmp_path / "tail.json").read_text())["n_steps"] == 2
+
+
+def test_a_folder_that_cannot_be_is_found_out_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tail, "descend", None)
+    options = "--method", "last", "--resolution", 32, "--pictures", 24, "--test-pictures", 12
+    done = train(*options, "--out", tmp_path / "file" / "x")
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +138,7 @@ def test_a_lite_module_trains_too_and_steps_run_in_verilog(tmp_path):
         (["--blocks", 5], "blocks must be in 1..4, not 5"),
         (["--blocks", 0], "blocks must be in 1..4, not 0"),
         (["--resolution", 32], "resolution must be at least 64 pixels, not 32"),
-        (["--resolution", 256], "the last map must be at most 7 pixels wide, not 16"),
+        (["--resolution", 256], "resolution must be at most 224 pixels, not 256"),
         (["--classifier-rate", 0], "classifier_rate must be above 0, not 0.0"),
         (["--classifier-rate", 1e9], "rate must move classifier.bias by 2^-47..65535 of its units, not 1"),
         (["--label-smoothing", 1], "label_smoothing must be in 0..0.99, not 1.0"),
