@@ -296,6 +296,7 @@ def block(
     momentum: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     rtl_steps: Annotated[int, typer.Option(min=0, help="Run so many in Verilog as well.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "tiny",
     out: Annotated[Path, typer.Option(help="Folder of the losses and their curve.")] = Path(
         "results/train/block"
@@ -307,10 +308,13 @@ def block(
     The block learns to make of darkened pictures what it made of the pictures as they were.
     """
     with user_input():
+        import torch
+
         from benchmarks.tinytl.block import prepare_block
         from hw.config import preset as chip_of
         from sim.driver.descent import Descent
 
+        torch.set_num_threads(threads)
         descent = Descent(rate=rate, momentum=momentum, weight_rate=weight_rate)
         task = prepare_block(
             index, data, resolution, pictures, method, norm, descent, steps, seed, chip_of(preset), rtl_steps,
@@ -341,6 +345,7 @@ def tail(
     momentum: Annotated[float, typer.Option(help="0..1 without 1.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     rtl_steps: Annotated[int, typer.Option(min=0, help="Run so many more in Verilog.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")] = 1,
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "edge",
     out: Annotated[Path, typer.Option(help="Folder of the losses and their curve.")] = Path(
         "results/train/tail"
@@ -352,10 +357,13 @@ def tail(
     From ImageNet to other pictures, by TinyTL: what lies before the tail stays as it is.
     """
     with user_input():
+        import torch
+
         from benchmarks.tinytl.tail import prepare_tail
         from hw.config import preset as chip_of
         from sim.driver.descent import Descent
 
+        torch.set_num_threads(threads)
         descent = Descent(
             rate=rate, momentum=momentum, weight_rate=weight_rate, classifier_rate=classifier_rate
         )

@@ -5,10 +5,10 @@ The pictures are darkened. Before the block the network is as it was; the block 
 lite residual module if it has one, to make of them what it made of the pictures as they were.
 """
 
-import json
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algo.files import write_atomically
 from algo.gan.data import load_images
 from algo.tinytl.architecture import LITE_GROUPS
 from algo.tinytl.network import Bottleneck, Network
@@ -24,7 +23,7 @@ from algo.tinytl.quantise import BlockRecord, Examples, dense, loss_of, quantise
 from algo.tinytl.weights import as_input, pretrained
 from benchmarks.quality.progress import Progress
 from benchmarks.tinytl import block_rtl
-from benchmarks.tinytl.curves import Step, as_csv, as_png, losses
+from benchmarks.tinytl.curves import Step, as_png, losses, stored
 from hw.config import ChipConfig
 from hw.convolution.golden import run
 from hw.convolution.operations import Operation
@@ -74,16 +73,9 @@ class BlockTraining:
             "last_loss_float": float(exact[-n:].mean()),
             "largest_difference": float(np.abs(integer / exact - 1).max()),
         }
-        write_atomically(self.folder / "steps.csv", as_csv(steps))
-        write_atomically(self.folder / "loss.png", as_png(self.name, steps, n, "the pictures"))
-        self._write(result)
-        if self.n_rtl_steps:
-            result |= _by_rtl(self)
-            self._write(result)
-        return result
-
-    def _write(self, result: dict[str, Any]) -> None:
-        write_atomically(self.folder / "block.json", json.dumps(result, indent=1).encode())
+        picture = as_png(self.name, steps, n, "the pictures")
+        in_verilog = partial(_by_rtl, self) if self.n_rtl_steps else None
+        return stored(self.folder / "block.json", result, steps, picture, in_verilog)
 
 
 def prepare_block(
@@ -134,11 +126,7 @@ def _by_rtl(of: BlockTraining) -> dict[str, Any]:
     found = block_rtl.measured(
         _operations(of), [_maps(of, number % n) for number in range(of.n_rtl_steps)], of.chip
     )
-    return {
-        "rtl_cycles": list(found.cycles),
-        "rtl_writes": found.n_writes,
-        "rtl_mismatches": list(found.mismatches),
-    }
+    return found.fields
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,15 @@ class Measured:
     """Words written and compared."""
     mismatches: tuple[str, ...]
     """With golden, the first of each kind; with the exact cycle model."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """For a result's JSON."""
+        return {
+            "rtl_cycles": list(self.cycles),
+            "rtl_writes": self.n_writes,
+            "rtl_mismatches": list(self.mismatches),
+        }
 
 
 def measured(

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Losses of a training by the core's integers beside float, step by step."""
+"""Losses of a training by the core's integers beside float, step by step, and its files."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from algo.files import write_atomically
+from benchmarks.output import as_json_bytes
 from benchmarks.plots import BLACK, BLUE, VERMILION, style
 
 
@@ -25,6 +29,24 @@ def losses(steps: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
     """Of integers and of float."""
     integer, exact = np.array([(step.integer_loss, step.float_loss) for step in steps]).T
     return integer, exact
+
+
+def stored(
+    path: Path,
+    result: dict[str, Any],
+    steps: Sequence[Step],
+    picture: bytes,
+    in_verilog: Callable[[], dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """``steps.csv`` and ``loss.png`` beside ``path``, which takes ``result`` as JSON, and once more with what
+    ``in_verilog`` adds: a training is kept even if that fails. Returns all of it."""
+    write_atomically(path.parent / "steps.csv", as_csv(steps))
+    write_atomically(path.parent / "loss.png", picture)
+    write_atomically(path, as_json_bytes(result))
+    if in_verilog is not None:
+        result = result | in_verilog()
+        write_atomically(path, as_json_bytes(result))
+    return result
 
 
 def as_csv(steps: Sequence[Step]) -> bytes:

@@ -4,10 +4,10 @@
 The network is EfficientNet-Lite0. What lies before the tail stays as it is and is computed once, in float.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from algo.files import write_atomically
 from algo.gan.data import ImageSet
 from algo.tinytl.architecture import EFFICIENTNET_LITE0, LITE_GROUPS, METHODS, Method, check_resolution
 from algo.tinytl.data import load_labelled
@@ -27,7 +26,7 @@ from algo.tinytl.tail import TailExamples, block_of, inputs_of, numbers_of, scor
 from algo.tinytl.weights import as_input, pretrained
 from benchmarks.quality.progress import Progress
 from benchmarks.tinytl import block_rtl
-from benchmarks.tinytl.curves import Step, as_csv, as_png, losses
+from benchmarks.tinytl.curves import Step, as_png, losses, stored
 from hw.config import ChipConfig
 from hw.convolution.golden import run
 from hw.convolution.operations import Operation, lists_of
@@ -99,16 +98,9 @@ class TailTraining:
             **{f"gradient_error_{name}": error for name, error in errors.items()},
             "classifier_weights_at_limit": _share_at_limit(self, lists),
         }
-        write_atomically(self.folder / "steps.csv", as_csv(steps))
-        write_atomically(self.folder / "loss.png", as_png(self.name, steps, n, f"{n} steps", "linear"))
-        self._write(result)
-        if self.n_rtl_steps:
-            result |= _by_rtl(self, lists)
-            self._write(result)
-        return result
-
-    def _write(self, result: dict[str, Any]) -> None:
-        write_atomically(self.folder / "tail.json", json.dumps(result, indent=1).encode())
+        picture = as_png(self.name, steps, n, f"{n} steps", "linear")
+        in_verilog = partial(_by_rtl, self, lists) if self.n_rtl_steps else None
+        return stored(self.folder / "tail.json", result, steps, picture, in_verilog)
 
 
 def prepare_tail(
@@ -245,11 +237,7 @@ def _by_rtl(of: TailTraining, lists: Lists) -> dict[str, Any]:
     """More steps, from what has been learned: a new classifier gives no gradient to what is before it."""
     pictures = [int(of.order[i % len(of.order)]) for i in range(of.n_rtl_steps)]
     found = block_rtl.measured(_operations(of), [_maps(of, i) for i in pictures], of.chip, lists)
-    return {
-        "rtl_cycles": list(found.cycles),
-        "rtl_writes": found.n_writes,
-        "rtl_mismatches": list(found.mismatches),
-    }
+    return found.fields
 
 
 def _operations(of: TailTraining) -> list[Operation]:
